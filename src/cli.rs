@@ -89,7 +89,7 @@ pub enum Command {
         /// Publish only after `lrpns audit` has passed; else take the stack down, say what it found and exit with 1
         #[arg(long)]
         gate: bool,
-        /// Say at its end what the apps' system calls were refused, with the lines that would allow them; grants nothing
+        /// Say at its end which system calls and ports of TCP the apps were refused, with the lines that would allow them; grants nothing
         #[arg(long, conflicts_with_all = ["detach", "gate"])]
         explain: bool,
         /// Say of each step when it was done and what it has taken, in milliseconds

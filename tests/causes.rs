@@ -786,6 +786,81 @@ fn what_the_filter_refuses_is_said_with_the_least_that_would_allow_it() {
 }
 
 #[test]
+fn ports_that_no_key_names_are_said_with_the_line_to_paste() {
+    if !look::machine() {
+        return;
+    }
+    let lab = Lab::new();
+    // Says nothing of what it was refused, as many do not; of UDP, of its own port and of the kernel's choice nothing is.
+    let code = "import socket\n\
+                def tried(f, family, kind, at):\n\
+                \x20with socket.socket(family, kind) as s:\n\
+                \x20\x20try: getattr(s, f)(at)\n\
+                \x20\x20except OSError as e: return e.errno\n\
+                tcp, udp = socket.SOCK_STREAM, socket.SOCK_DGRAM\n\
+                four, six = socket.AF_INET, socket.AF_INET6\n\
+                print([tried('bind', four, tcp, ('0.0.0.0', 4369)), tried('bind', six, tcp, ('::', 25672)), tried('bind', four, udp, ('0.0.0.0', 5353)),\n\
+                tried('connect', four, tcp, ('127.0.0.1', 4369)), tried('connect', four, tcp, ('127.0.0.1', 5432)), tried('connect', four, tcp, ('192.0.2.9', 443)),\n\
+                tried('bind', four, tcp, ('0.0.0.0', 8000)), tried('connect', four, tcp, ('127.0.0.1', 8000)), tried('bind', socket.AF_UNIX, tcp, '/tmp/s')])\n\
+                raise SystemExit(3)";
+    let file = |more: &str| {
+        let command = look::toml_list(&[PYTHON, "-c", code]);
+        let app =
+            format!("name = \"web\"\n[app]\nrootfs = \"host\"\ncommand = {command}\n{more}\n");
+        let path = lab.write("app.toml", &app);
+        let output = lab.lrpns(&["up", "--explain", "-f", path.to_str().unwrap()]);
+        assert_eq!(
+            output.status.code(),
+            Some(1),
+            "{}",
+            support::lab::describe(&output)
+        );
+        (
+            String::from_utf8_lossy(&output.stdout).into_owned(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
+    };
+    let (out, said) = file("publish = [\"9000:8000\"]\ntmpfs = [\"/tmp:1M\"]\nrestart = \"no\"");
+    assert!(
+        out.contains("[13, 13, None, 13, 13, 13, None, 111, None]"),
+        "{out}: {said}"
+    );
+    for words in [
+        "  bind(0.0.0.0:4369) by TCP by python3: EACCES\n",
+        "  bind([::]:25672) by TCP by python3: EACCES\n",
+        "  connect(127.0.0.1:4369) by TCP by python3: EACCES\n",
+        "hint: it listens on ports of TCP that no key names: listen = [4369, 25672]; what its clients are to reach is published instead: publish = [\"4369:4369\"]\n",
+        "its own loopback: listen = [4369, 5432, 25672], if another process",
+        "hint: it connects to others by TCP: egress = [\"tcp 192.0.2.9:443\"]\n",
+    ] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    for words in ["5353", "8000) by TCP", "/tmp/s"] {
+        assert!(!said.contains(words), "{words}: {said}");
+    }
+    // Whoever does not ask is told where to.
+    let (_, plain) = told(
+        &lab,
+        &[
+            PYTHON,
+            "-c",
+            "print('Fatal: Permission denied'); raise SystemExit(3)",
+        ],
+        "publish = [\"9000:8000\"]",
+    );
+    assert!(plain.contains("`lrpns up --explain`"), "{plain}");
+    // What is pasted is what it takes.
+    let (out, said) = file(
+        "publish = [\"9000:8000\"]\ntmpfs = [\"/tmp:1M\"]\nrestart = \"no\"\nlisten = [4369, 5432, 25672]",
+    );
+    assert!(
+        out.contains("[None, None, None, 111, 111, 13, None, 111, None]"),
+        "{out}: {said}"
+    );
+    assert!(!said.contains("listen = ["), "{said}");
+}
+
+#[test]
 fn an_app_that_asks_without_end_keeps_nobody_waiting() {
     if !look::machine() || std::env::consts::ARCH != "x86_64" {
         return;

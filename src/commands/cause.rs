@@ -199,6 +199,9 @@ impl Case<'_> {
                 )));
             }
         }
+        if self.exit.is_some_and(|exit| exit != Exit::Status(0)) {
+            hints.extend(explained(&hints));
+        }
         hints
     }
 
@@ -250,6 +253,7 @@ impl Case<'_> {
         }
         hints.extend(self.hints());
         hints.truncate(MOST);
+        hints.extend(explained(&hints));
         hints
     }
 
@@ -1052,7 +1056,7 @@ impl Case<'_> {
                 if let Some(port) = port.filter(|port| binds && !self.publishes(*port)) {
                     return Some(self.own_port(port));
                 }
-                return Some("what it was refused it does not name: a TCP port that it binds or connects to (Landlock: listen = [PORT], or egress), or a file that its user may not read or write".to_owned());
+                return Some("what it was refused it does not name: a TCP port that it binds or connects to (Landlock: listen = [PORT], or egress; `lrpns up --explain` names it), or a file that its user may not read or write".to_owned());
             };
             let mut all = paths(line);
             if let Some(hint) =
@@ -1868,6 +1872,14 @@ fn can_be_pasted(hint: &str) -> bool {
         && !["PORT]", "ADDRESS", "\"FILE\""]
             .iter()
             .any(|open| hint.contains(open))
+}
+
+/// What finds out more of one that nothing can be pasted for.
+fn explained(hints: &[String]) -> Option<String> {
+    let none = |hint: &String| !can_be_pasted(hint) && !hint.contains("--explain");
+    (!hints.is_empty() && hints.iter().all(none)).then(|| {
+        "`lrpns up --explain` says which system calls and ports of TCP it is refused, with the lines to paste".to_owned()
+    })
 }
 
 /// The first absolute path of a line.

@@ -1,6 +1,9 @@
 //! `--explain`: what the apps' system calls were refused, and the lines that would allow them, the least first. Nothing is
 //! granted by this: the lines are there to be pasted.
 
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+
 use super::failure::Failure;
 use crate::config::Config;
 use crate::confine::privileges::Ids;
@@ -77,7 +80,7 @@ pub(super) fn lines(refusals: &Refusals, apps: &[AppPlan]) -> Vec<String> {
         let own: Vec<&Refused> = all.iter().filter(own).collect();
         if own.is_empty() {
             lines.push(format!(
-                "{}: its system call filter refused nothing; what it was refused of files and ports it says itself",
+                "{}: it was refused no system call and no port of TCP; what it was refused of files it says itself",
                 app.name
             ));
             continue;
@@ -121,6 +124,63 @@ fn is_itself(call: &Refused, app: &AppPlan) -> bool {
         }
 }
 
+/// The keys for the ports of TCP that were refused.
+fn of_ports(calls: &[&Refused], app: &AppPlan) -> Vec<String> {
+    let at = |wanted: &'static str| {
+        let calls = calls.iter();
+        let calls = calls.filter(move |call| seccomp::name(call.number) == Some(wanted));
+        calls.filter_map(|call| call.at)
+    };
+    let mut hints = vec![];
+    let bound: BTreeSet<u16> = at("bind").map(|at| at.port()).collect();
+    // A server's own tools, and its other processes, connect to what it listens on.
+    let listed = |new: &BTreeSet<u16>| -> String {
+        let all: BTreeSet<u16> = app.listen.iter().chain(new).copied().collect();
+        let all: Vec<String> = all.iter().map(u16::to_string).collect();
+        all.join(", ")
+    };
+    let words = |ports: &BTreeSet<u16>| match ports.len() {
+        1 => "a port of TCP that no key names",
+        _ => "ports of TCP that no key names",
+    };
+    if !bound.is_empty() {
+        let outside = bound.iter().find(|port| **port != 0);
+        let outside = outside.map_or_else(String::new, |port| {
+            format!("; what its clients are to reach is published instead: publish = [\"{port}:{port}\"]")
+        });
+        hints.push(format!(
+            "it listens on {}: listen = [{}]{outside}",
+            words(&bound),
+            listed(&bound)
+        ));
+    }
+    let within: BTreeSet<u16> = at("connect")
+        .filter(|at| at.ip().is_loopback() || at.ip().is_unspecified())
+        .map(|at| at.port())
+        .filter(|port| !bound.contains(port))
+        .collect();
+    if !within.is_empty() {
+        let port = within.first().copied().unwrap_or_default();
+        let all: BTreeSet<u16> = bound.union(&within).copied().collect();
+        hints.push(format!(
+            "it connects to {} at its own loopback: listen = [{}], if another process of its own listens there; a server that is another app of the stack takes connect = [\"APP:{port}\"], and that app's name for the address in its configuration",
+            words(&within),
+            listed(&all)
+        ));
+    }
+    let elsewhere: BTreeSet<SocketAddr> = at("connect")
+        .filter(|at| !at.ip().is_loopback() && !at.ip().is_unspecified())
+        .collect();
+    if !elsewhere.is_empty() {
+        let all: Vec<String> = elsewhere.iter().map(|at| format!("\"tcp {at}\"")).collect();
+        hints.push(format!(
+            "it connects to others by TCP: egress = [{}]",
+            all.join(", ")
+        ));
+    }
+    hints
+}
+
 fn said(call: &Refused) -> String {
     let by = match call.by.as_str() {
         "" => String::new(),
@@ -145,6 +205,9 @@ fn written(call: &Refused) -> String {
         id if id == u64::from(u32::MAX) => "-1".to_owned(),
         id => id.to_string(),
     };
+    if let Some(at) = call.at {
+        return format!("{name}({at}) by TCP");
+    }
     let [a, b, c] = call.args;
     match name.as_str() {
         "socket" => format!("socket({})", socket(call.args)),
@@ -210,11 +273,12 @@ fn hints(calls: &[&Refused], app: &AppPlan) -> Vec<String> {
     let is_named = |call: &Refused, names: &[&str]| {
         seccomp::name(call.number).is_some_and(|name| names.contains(&name))
     };
-    let known: Vec<&Refused> = calls
+    let (ports, known): (Vec<&Refused>, Vec<&Refused>) = calls
         .iter()
         .copied()
         .filter(|call| call.errno.is_some())
-        .collect();
+        .partition(|call| call.at.is_some());
+    hints.extend(of_ports(&ports, app));
     let (older, known): (Vec<&Refused>, Vec<&Refused>) = known
         .into_iter()
         .partition(|call| call.errno == Some(libc::ENOSYS as u16));

@@ -348,8 +348,8 @@ fn hint(e: &StackError, text: &str) -> Option<&'static str> {
         | StackError::JobFailed { .. }
         | StackError::NotListening { .. } => Some(
             "what the app wrote is above; its command, env and rootfs are in `lrpns plan`. A TCP port that it uses without \
-                 publishing it (Permission denied by bind or connect) goes into [app]: listen = [6379]. A system call that is \
-                 refused (Operation not permitted) is named by `lrpns up --explain`",
+                 publishing it (Permission denied by bind or connect) goes into [app]: listen = [6379]. It, and a system call \
+                 that is refused (Operation not permitted), is named by `lrpns up --explain`",
         ),
         _ => None,
     }

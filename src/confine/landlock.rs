@@ -277,6 +277,17 @@ impl App {
         }
     }
 
+    /// Whether this kernel lets it bind a socket of TCP's to that port, and connect one to it.
+    #[must_use]
+    pub fn allows(&self, port: u16, support: Support) -> (bool, bool) {
+        let connects = self.connect.as_ref();
+        let connects = connects.is_none_or(|ports| ports.contains(&port));
+        (
+            !support.tcp || self.bind.contains(&port),
+            !support.tcp || connects,
+        )
+    }
+
     /// Puts this process and all that comes of it under it, for good, but for the `without`. Tells, in a sentence, what
     /// this kernel could not do.
     ///

@@ -28,10 +28,9 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus};
 use rustix::process::Signal;
 
 use crate::confine::privileges::{self, Privileges};
-use crate::confine::seccomp::Profile;
 use crate::part::cgroup::{Admission, Entrance};
 use crate::part::namespaces::{Namespaces, become_first, die_with_parent, reap, socketpair, wait};
-use crate::part::refused::Refusals;
+use crate::part::refused::{Explains, Refusals};
 use crate::protocol::{self, Channel, Compiled, Exit, FromStage, Role, SUCCESSORS, ToStage};
 use crate::sys::namespace::setns;
 use crate::sys::process::{Second, Vforked, close_on_exec_from, pid_of, vfork_into};
@@ -107,7 +106,7 @@ pub struct Container {
     /// What it has said since it was ready; each can be said once.
     said: Said,
     /// Where it is noted what its filter asks about, and the profile that has the answers, if it does.
-    explains: Option<(Refusals, String, Profile)>,
+    explains: Option<(Refusals, Explains)>,
     /// How often another process may still take its command's place.
     successors: usize,
     command: Option<i32>,
@@ -304,9 +303,9 @@ impl Container {
         }
     }
 
-    /// Notes what the filter of its command asks about, and answers as this profile does.
-    pub fn explain(&mut self, refusals: Refusals, app: String, profile: Profile) {
-        self.explains = Some((refusals, app, profile));
+    /// Notes what the filter of its command asks about, and answers it.
+    pub fn explain(&mut self, refusals: Refusals, explains: Explains) {
+        self.explains = Some((refusals, explains));
     }
 
     /// What its command leaves behind may take its place.
@@ -370,10 +369,10 @@ impl Container {
             return Ok(match self.receive().await? {
                 Some((FromStage::Asks, fds)) if self.explains.is_some() && !self.said.started => {
                     let explains = self.explains.take();
-                    if let (Some((refusals, app, profile)), Some(listener)) =
+                    if let (Some((refusals, explains)), Some(listener)) =
                         (explains, fds.into_iter().next())
                     {
-                        let watched = refusals.watch(app, profile, listener);
+                        let watched = refusals.watch(explains, listener);
                         watched.map_err(|source| ContainerError::Ours {
                             part: self.part.clone(),
                             what: "watch what its filter asks",

@@ -20,6 +20,7 @@ use crate::names::PartName;
 use crate::net::publish::Listener;
 use crate::part::container::Container;
 use crate::part::namespaces::Namespaces;
+use crate::part::refused::Explains;
 use crate::part::secrets::Copies;
 use crate::plan::UplinkEnd;
 use crate::protocol::{AppStart, Carried, MAX_FDS, Role, Start, ToStage};
@@ -285,7 +286,12 @@ impl Ground {
         fds.extend(secrets.iter().map(AsFd::as_fd));
         let mut container = self.spawn(&app.own_name(), namespaces).await?;
         if let Some(refusals) = &self.refusals {
-            container.explain(refusals.clone(), app.name.to_string(), app.seccomp.clone());
+            let explains = Explains {
+                app: app.name.to_string(),
+                profile: app.seccomp.clone(),
+                confined: crate::confine::landlock::App::of(app),
+            };
+            container.explain(refusals.clone(), explains);
         }
         if app.forks {
             container.forks();

@@ -90,6 +90,20 @@ pub fn asked(listener: BorrowedFd<'_>) -> io::Result<Asked> {
     })
 }
 
+/// Whether it waits still: so its thread is the one that it was.
+#[must_use]
+pub fn still_waits(listener: BorrowedFd<'_>, id: u64) -> bool {
+    // SAFETY: the kernel reads one such number.
+    let done = unsafe {
+        libc::ioctl(
+            listener.as_raw_fd(),
+            libc::SECCOMP_IOCTL_NOTIF_ID_VALID,
+            &raw const id,
+        )
+    };
+    done == 0
+}
+
 /// Answers a call: with an error number, or, for `None`, by letting the kernel make it as if there were no filter. That must
 /// be decided by nothing but its number and its arguments as they are: what an argument points to may change meanwhile.
 ///

@@ -352,6 +352,9 @@ const CHANGES_OF_USER: [&str; 12] = [
     "chroot",
 ];
 
+/// What Landlock is asked about of ports.
+const OF_ADDRESSES: [&str; 2] = ["bind", "connect"];
+
 /// Whether an app of this profile may have a socket of NETLINK_ROUTE.
 #[must_use]
 pub fn allows_rtnetlink(profile: &Profile) -> bool {
@@ -393,14 +396,16 @@ pub fn with(mut base: Profile, names: &[&str]) -> Result<Profile, String> {
 }
 
 impl Filters {
-    /// The same where somebody is asked about each call that would get an error, and about each change of user, which the
-    /// profile leaves to the kernel ([`explained`]). Until somebody listens they get ENOSYS.
+    /// The same where somebody is asked about each call that would get an error, and about each change of user and each
+    /// address that a socket gets or is connected to, which the profile leaves to the kernel ([`explained`]). Until somebody
+    /// listens they get ENOSYS.
     ///
     /// # Errors
     /// As [`Profile::compile`].
     pub fn asking(profile: &Profile) -> Result<Self, CompileError> {
         let mut more = profile.clone();
-        for number in CHANGES_OF_USER.iter().filter_map(|name| number(name)) {
+        let asked = CHANGES_OF_USER.iter().chain(&OF_ADDRESSES);
+        for number in asked.filter_map(|name| number(name)) {
             let refused = Action::Errno(libc::EPERM as u16);
             more.calls.insert(number, vec![always(refused)]);
         }
