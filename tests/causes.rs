@@ -472,7 +472,7 @@ fn what_a_unit_has_made_for_its_server_is_given_to_one_that_has_nothing_else() {
          printf 'Package: plain\\n' >/var/lib/dpkg/status; printf '/srv/plain\\n/srv/within\\n/srv/systemd/plain.service\\n/etc/xinetd.d\\n' >/var/lib/dpkg/info/plain.list
          printf '[Service]\\nType=forking\\nExecStart=/srv/plain start $OPTIONS\\nEnvironmentFile=-/etc/default/plain\\nRuntimeDirectory=plain\\nStateDirectory=plain\\nLogsDirectory=plainly\\nCacheDirectory=../x\\n' >/srv/systemd/plain.service
          printf '# A=b\\nPLAIN_ADDRESS=127.0.0.1:3000\\nOPTIONS=-x\\n' >/etc/default/plain
-         printf '#!/bin/sh\\ntouch /run/plain/pid /var/lib/plain/new /var/log/plainly/log || exit 1\\nexec sleep infinity\\n' >/run/lab/plain; chmod 755 /run/lab/plain",
+         printf '#!/bin/sh\\n[ \"$1\" != fail ] || exit 7\\ntouch /run/plain/pid /var/lib/plain/new /var/log/plainly/log || exit 1\\nexec sleep infinity\\n' >/run/lab/plain; chmod 755 /run/lab/plain",
     ]);
     let volume = "volumes = [\"/run/lab/plain:/srv/plain:exec\"]\nrestart = \"no\"";
     let (code, said) = told(&lab, &["/srv/plain"], volume);
@@ -508,6 +508,26 @@ fn what_a_unit_has_made_for_its_server_is_given_to_one_that_has_nothing_else() {
     let (code, said) = told(&lab, &["/srv/plain"], &lines);
     assert_eq!(code, 0, "{said}");
     lab.lrpns_ok(&["down", "web"]);
+    // Who has pasted all of it, in whatever order, and fails, is not told the same again.
+    let (code, said) = told(&lab, &["/srv/plain", "fail"], &lines);
+    assert!(code == 1 && !said.contains("has for plain"), "{said}");
+    // What it finds again, and root alone may read, is shown to root of its own: a spool of nothing but files.
+    lab.ok(&[
+        "sh",
+        "-ec",
+        "mount -t tmpfs -o mode=755 tmpfs /var/spool; mkdir -m 700 /var/spool/plain",
+    ]);
+    let (_, said) = told(&lab, &["/srv/plain"], volume);
+    assert!(said.contains("\"/var/spool/plain:16M\""), "{said}");
+    lab.ok(&["sh", "-ec", "umask 077; echo x >/var/spool/plain/seed"]);
+    let (code, said) = told(&lab, &["/srv/plain"], volume);
+    assert!(
+        code == 1
+            && said.contains("plain has to begin as root")
+            && said.contains("\"/var/spool/plain:/var/spool/plain:ro,owners\""),
+        "{said}"
+    );
+    lab.ok(&["umount", "/var/spool"]);
     // Whose configuration is root's alone reads it before it changes its user.
     lab.ok(&[
         "sh",

@@ -659,10 +659,16 @@ impl Case<'_> {
         let uid = self.app.ids.uid;
         let user = installed.user.as_ref().map(|(_, ids)| ids.uid);
         let own = user.is_some_and(|user| ![0, APP_ID, user].contains(&uid));
-        let (volumes, _) = installed.mounts(Path::new("/"), false);
+        let (volumes, memory) = installed.mounts(Path::new("/"), false);
         let given = |new: &Entry| self.app.volumes.iter().any(|v| v.path == new.path);
+        let in_memory = |path: &PathBuf| self.app.tmpfs.iter().any(|t| t.path == *path);
         let all = user.is_none_or(|user| user == uid) && self.commanded(&installed).is_none();
-        let begun = begun || all && !volumes.is_empty() && volumes.iter().all(given);
+        let all_given = match volumes.is_empty() {
+            false => volumes.iter().all(given),
+            // Of one that has nothing but what is in memory, all of that: else the same would be said again.
+            true => memory.len() > 1 && memory.iter().all(in_memory),
+        };
+        let begun = begun || all && all_given;
         if begun || own || installed.is_empty() || self.app.ids.is_range() {
             return None;
         }

@@ -218,7 +218,14 @@ impl Installed {
             .iter()
             .filter_map(|path| std::fs::metadata(path).ok());
         let mut files = metas.filter(|meta| meta.is_file());
-        files.all(|meta| reads(ids, &meta))
+        // Nor is what it keeps for itself, and finds again.
+        let root = Path::new("/");
+        let accounts = Accounts::of(root).unwrap_or_default();
+        let kept = self.state.iter().filter(|directory| {
+            lasts(root, &directory.path) && self.writable(directory, false, &accounts).is_none()
+        });
+        let mut kept = kept.filter_map(|directory| std::fs::metadata(&directory.path).ok());
+        files.all(|meta| reads(ids, &meta)) && kept.all(|meta| reads(ids, &meta))
     }
 
     /// Whether this is where it keeps something, or its configuration is.
@@ -265,8 +272,7 @@ impl Installed {
                             Some(entry(&child.path, &self.writable(child, range, &accounts)?))
                         })
                         .collect();
-                    let lasts = directory.path.starts_with("/var/lib")
-                        && has_files(root, &directory.path, 2);
+                    let lasts = lasts(root, &directory.path);
                     if lasts && own.is_empty() {
                         volumes.push(entry(&directory.path, readable));
                     } else if !lasts {
@@ -300,6 +306,15 @@ impl Installed {
         };
         (directory.mode & bit != 0).then(|| ":rw".to_owned())
     }
+}
+
+/// Whether a server finds in a directory what its package or an earlier start has left there. A spool of nothing but files, as
+/// of a seed, is none that fills and is emptied.
+fn lasts(root: &Path, path: &Path) -> bool {
+    if path.starts_with("/var/spool") {
+        return children(root, path).is_empty() && has_files(root, path, 1);
+    }
+    path.starts_with("/var/lib") && has_files(root, path, 2)
 }
 
 /// What a server's files may be called: as its program, its package, or the source of that.
