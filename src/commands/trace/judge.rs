@@ -1,21 +1,19 @@
 //! From what was seen to one sentence.
 //!
-//! Nothing here asks for a privilege: what the kernel tells anybody (routes, who listens, settings) is asked for when it is
-//! needed.
+//! What the kernel tells anybody (routes, who listens, settings) is asked for where it is needed, by [`Asked`].
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::Serialize;
 
 use super::Question;
-use super::place::{Place, Seen, Site};
+use super::asked::Asked;
+use super::seen::{Seen, Sight, Site};
 use super::trail::{Found, Trail};
 use crate::config::clients::Admission;
 use crate::config::{Protocol, Source};
-use crate::control::{PartState, Status};
 use crate::firewall::trace::{Content, Hop, Packets, Step, Verdict};
 use crate::firewall::{Fill, SHARED_TABLE, SIDECAR_TABLE, host_table, is_ours};
-use crate::net::Listening;
 use crate::plan::{AppPlan, FamilyPlan, Plan, PublishPlan, Transport, UplinkEnd};
 
 /// Of 64512 connections with one port of an app from the sidecar's one address (`nf_nat_l4proto_unique_tuple`,
@@ -67,7 +65,7 @@ pub(super) struct Evidence {
 }
 
 impl Evidence {
-    fn new(place: &Place, packet: Which, step: &Step) -> Self {
+    fn new(place: &Sight, packet: Which, step: &Step) -> Self {
         let verdict = match &step.verdict {
             Verdict::Accept => "accept".to_owned(),
             Verdict::Drop => "drop".to_owned(),
@@ -141,41 +139,33 @@ impl Answer {
 /// What is known of the stack and of the question.
 pub(super) struct Case<'a> {
     pub(super) question: &'a Question,
-    status: &'a Status,
+    plan: &'a Plan,
+    /// The parts of it that run, by name.
+    running: Vec<String>,
     /// The ports that may be meant: which it is, the packet's target tells.
     pub(super) candidates: Vec<(&'a AppPlan, &'a PublishPlan)>,
     /// What the stack has of the client's address family.
     pub(super) family: Option<FamilyPlan>,
-    /// Who listens in the host; nobody tells without root.
-    pub(super) host_listening: Option<Listening>,
-    /// Who listens in each app that runs, by its name.
-    pub(super) app_listening: Vec<(String, Listening)>,
 }
 
 impl<'a> Case<'a> {
-    pub(super) fn new(question: &'a Question, status: &'a Status) -> Self {
+    pub(super) fn new(question: &'a Question, plan: &'a Plan, running: Vec<String>) -> Self {
         let is_candidate = |publish: &PublishPlan| {
             publish.listen.port() == question.port
                 && publish.protocol == question.protocol
                 && publish.listen.is_ipv6() == question.client.is_ipv6()
         };
-        let families = status.plan.families();
+        let families = plan.families();
         Self {
             question,
-            status,
-            candidates: status
-                .plan
+            plan,
+            running,
+            candidates: plan
                 .published()
                 .filter(|(_, publish)| is_candidate(publish))
                 .collect(),
             family: families.into_iter().find(|it| it.has(question.client)),
-            host_listening: None,
-            app_listening: vec![],
         }
-    }
-
-    fn plan(&self) -> &'a Plan {
-        &self.status.plan
     }
 
     /// The apps that may be meant.
@@ -191,7 +181,7 @@ impl<'a> Case<'a> {
 
     /// Whether the relay has a network namespace of its own.
     pub(super) fn relay_is_apart(&self) -> bool {
-        self.plan().uplink.ends_at == UplinkEnd::Relay
+        self.plan.uplink.ends_at == UplinkEnd::Relay
     }
 
     /// What is to be marked at a place.
@@ -256,13 +246,13 @@ impl<'a> Case<'a> {
     }
 
     /// Whether the first packet has been seen.
-    pub(super) fn has_begun(&self, places: &[Place]) -> bool {
+    pub(super) fn has_begun(&self, places: &[&Sight]) -> bool {
         let trail = self.trail(places);
         !trail.request.is_empty() || trail.arriving.is_some()
     }
 
     /// Whether there is nothing to wait for any more.
-    pub(super) fn is_over(&self, places: &[Place]) -> bool {
+    pub(super) fn is_over(&self, places: &[&Sight], asked: &impl Asked) -> bool {
         let trail = self.trail(places);
         let all = trail.all();
         if all.iter().any(|(_, _, seen)| seen.drop().is_some()) {
@@ -288,17 +278,17 @@ impl<'a> Case<'a> {
             && trail.reached_app()
             && trail
                 .published
-                .is_some_and(|at| self.app_listens(at) == Some(true))
+                .is_some_and(|at| self.app_listens(asked, at) == Some(true))
     }
 
-    pub(super) fn answer(&self, places: &[Place]) -> Answer {
+    pub(super) fn answer(&self, places: &[&Sight], asked: &impl Asked) -> Answer {
         let trail = self.trail(places);
         let mut evidence = vec![];
         for (which, place, seen) in trail.all() {
             let steps = seen.steps.iter();
             evidence.extend(steps.map(|step| Evidence::new(place, which, step)));
         }
-        let (outcome, sentence, by) = self.conclude(places, &trail);
+        let (outcome, sentence, by) = self.conclude(places, &trail, asked);
         Answer {
             client: self.question.client,
             port: self.question.port,
@@ -310,7 +300,7 @@ impl<'a> Case<'a> {
         }
     }
 
-    fn conclude(&self, places: &[Place], trail: &Trail<'_>) -> Conclusion {
+    fn conclude(&self, places: &[&Sight], trail: &Trail<'_>, asked: &impl Asked) -> Conclusion {
         let on_its_way = trail.all().into_iter();
         let on_its_way = on_its_way.filter(|(which, _, _)| *which != Which::Answer);
         for (which, place, seen) in on_its_way {
@@ -321,14 +311,14 @@ impl<'a> Case<'a> {
             }
         }
         if trail.reached_app() {
-            return self.at_app(trail);
+            return self.at_app(trail, asked);
         }
         if let Some((place, seen)) = trail.arriving {
             let last = last_met(place, seen);
             let sentence = if seen.met(Hop::Routing) && !seen.met(Hop::Forwarded) {
                 let target = trail.published.map(|at| self.candidates[at]);
                 let target = target.map_or(seen.headers.target, |(app, to)| app.service(to));
-                let why = unrouted(place, seen, target.ip());
+                let why = unrouted(place, seen, target.ip(), asked);
                 format!("lost in the sidecar after {last}: {why}")
             } else if !seen.met(Hop::Tracked) {
                 format!("lost in the sidecar after {last}: {}", untracked(place))
@@ -351,11 +341,11 @@ impl<'a> Case<'a> {
                 format!("no packet of {client} to port {port} reached the host within {within} s");
             return (Outcome::NotSeen, sentence, None);
         }
-        self.in_host(trail)
+        self.in_host(trail, asked)
     }
 
     /// It has gone through the sidecar.
-    fn at_app(&self, trail: &Trail<'_>) -> Conclusion {
+    fn at_app(&self, trail: &Trail<'_>, asked: &impl Asked) -> Conclusion {
         let (place, arriving) = trail.arriving.expect("it reached the app");
         let accepted = arriving.steps.iter().find(|step| {
             step.table == SIDECAR_TABLE
@@ -404,12 +394,11 @@ impl<'a> Case<'a> {
             }
             None => {}
         }
-        let part = self.part(app.name.as_str());
-        if part.is_none_or(|part| part.init.is_none()) {
+        if !self.runs(app.name.as_str()) {
             let sentence = format!("reaches {words}, but {} does not run; {accepted}", app.name);
             return (Outcome::Lost, sentence, by);
         }
-        match (self.app_listens(at), self.question.protocol) {
+        match (self.app_listens(asked, at), self.question.protocol) {
             (Some(false), _) => {
                 let sentence = format!("reaches {words}, where nobody listens; {accepted}");
                 (Outcome::Refused, sentence, by)
@@ -440,8 +429,8 @@ impl<'a> Case<'a> {
     }
 
     /// It reached the host, was not dropped by a rule there, and never came to the sidecar.
-    fn in_host(&self, trail: &Trail<'_>) -> Conclusion {
-        let plan = self.plan();
+    fn in_host(&self, trail: &Trail<'_>, asked: &impl Asked) -> Conclusion {
+        let plan = self.plan;
         let lost = |text: String| (Outcome::Lost, format!("lost in the host: {text}"), None);
         let Some((app, publish)) = trail.published.map(|at| self.candidates[at]) else {
             return lost(self.unpublished());
@@ -487,7 +476,7 @@ impl<'a> Case<'a> {
                     (true, Some(family)) => family.sidecar,
                     _ => seen.headers.target.ip(),
                 };
-                unrouted(place, seen, target)
+                unrouted(place, seen, target, asked)
             } else if seen.met(Hop::Tracked) {
                 "something in its prerouting hook that is no rule of nftables has taken it"
                     .to_owned()
@@ -506,11 +495,16 @@ impl<'a> Case<'a> {
         if translated && publish.via == Transport::Dnat {
             return lost("it was translated, and is for the host itself all the same".to_owned());
         }
-        self.at_relay(trail, app, publish)
+        self.at_relay(trail, (app, publish), asked)
     }
 
     /// It came to the relay's socket.
-    fn at_relay(&self, trail: &Trail<'_>, app: &AppPlan, publish: &PublishPlan) -> Conclusion {
+    fn at_relay(
+        &self,
+        trail: &Trail<'_>,
+        (app, publish): (&AppPlan, &PublishPlan),
+        asked: &impl Asked,
+    ) -> Conclusion {
         let Question {
             client,
             port,
@@ -525,8 +519,7 @@ impl<'a> Case<'a> {
                 None,
             )
         };
-        let relay = self.part("relay");
-        if relay.is_none_or(|relay| relay.state != PartState::Running) {
+        if !self.runs("relay") {
             return lost("lost in the host: it is for the relay, which does not run".to_owned());
         }
         let mine = |seen: &Seen| seen.headers.source.port() == port;
@@ -534,12 +527,7 @@ impl<'a> Case<'a> {
             let mut all = trail.to_client.iter();
             all.any(|(_, seen)| mine(seen) && seen.headers.content == content)
         };
-        let listening = self
-            .host_listening
-            .as_ref()
-            .and_then(|host| host.of(publish.protocol).ok());
-        let nobody =
-            listening.is_some_and(|all| !all.iter().any(|socket| socket.takes(publish.listen)));
+        let nobody = asked.host_listens(publish.protocol, publish.listen) == Some(false);
         if nobody || (said(Content::Reset) && !said(Content::SynAck)) {
             return lost(format!("lost in the host: nobody listens on port {port}"));
         }
@@ -555,7 +543,7 @@ impl<'a> Case<'a> {
             ));
         }
         if let Some((place, dial)) = trail.dial {
-            let link = &self.plan().uplink.host_link;
+            let link = &self.plan.uplink.host_link;
             return lost(if dial.met(Hop::Leaves) {
                 format!(
                     "lost between relay and sidecar: the relay has dialled, and it left by {link}"
@@ -610,7 +598,7 @@ impl<'a> Case<'a> {
     /// That a port isn't published, and what is.
     fn unpublished(&self) -> String {
         let Question { port, protocol, .. } = *self.question;
-        let plan = self.plan();
+        let plan = self.plan;
         let all: Vec<&PublishPlan> = plan.published().map(|(_, publish)| publish).collect();
         let near = all.iter().any(|publish| publish.listen.port() == port);
         let words = all.iter().map(|publish| {
@@ -641,27 +629,24 @@ impl<'a> Case<'a> {
         )
     }
 
-    fn part(&self, name: &str) -> Option<&crate::control::PartStatus> {
-        self.status.parts.iter().find(|part| part.name == name)
+    fn runs(&self, part: &str) -> bool {
+        self.running.iter().any(|name| name == part)
     }
 
     /// Whether the app listens where the packet goes; `None` if nobody tells.
-    fn app_listens(&self, published: usize) -> Option<bool> {
+    fn app_listens(&self, asked: &impl Asked, published: usize) -> Option<bool> {
         let (app, publish) = self.candidates[published];
         if app.via_socket {
             // It is the supervisor's as well.
             return Some(true);
         }
-        let mut all = self.app_listening.iter();
-        let (_, listening) = all.find(|(name, _)| name == app.name.as_str())?;
-        let sockets = listening.of(publish.protocol).ok()?;
-        let service = app.service(publish);
-        Some(sockets.iter().any(|socket| socket.takes(service)))
+        let service: SocketAddr = app.service(publish);
+        asked.app_listens(app.name.as_str(), publish.protocol, service)
     }
 }
 
 /// What a packet has met last, in words.
-fn last_met(place: &Place, seen: &Seen) -> String {
+fn last_met(place: &Sight, seen: &Seen) -> String {
     let last = seen.steps.last();
     last.map_or_else(
         || "it came in".to_owned(),
@@ -670,7 +655,7 @@ fn last_met(place: &Place, seen: &Seen) -> String {
 }
 
 /// Whether it was somebody else's rule, by its text, that gave a packet another target.
-fn goes_elsewhere(place: &Place, step: &Step) -> bool {
+fn goes_elsewhere(place: &Sight, step: &Step) -> bool {
     let text = place.named(step).unwrap_or_default();
     let statements = text.split(" comment \"").next().unwrap_or_default();
     let mut words = statements.split(' ');
@@ -680,15 +665,14 @@ fn goes_elsewhere(place: &Place, step: &Step) -> bool {
 }
 
 /// Why a packet that every rule before its route has let through has met none after it.
-fn unrouted(place: &Place, seen: &Seen, target: IpAddr) -> String {
+fn unrouted(place: &Sight, seen: &Seen, target: IpAddr, asked: &impl Asked) -> String {
     let client = seen.headers.source.ip();
     let Some(link) = seen.link else {
         return "no rule dropped it, so the kernel had no way for it".to_owned();
     };
-    // Of the namespace in which the socket was made.
-    let name = rustix::net::netdevice::index_to_name(&place.routes, link);
-    let name = name.unwrap_or_else(|_| format!("link {link}"));
-    let unreachable = || match place.routes.of(client, target, link) {
+    let name = asked.link_name(place.site, link);
+    let name = name.unwrap_or_else(|| format!("link {link}"));
+    let unreachable = || match asked.route(place.site, (client, target), link) {
         Err(e) => format!("there is no route for it from {name} to {target}: {e}"),
         Ok(_) => "no rule dropped it, so the kernel had no way for it".to_owned(),
     };
@@ -696,9 +680,13 @@ fn unrouted(place: &Place, seen: &Seen, target: IpAddr) -> String {
     if place.site != Site::Host {
         return unreachable();
     }
-    let back = place.routes.to(client);
+    let back = asked.way_back(client);
     if client.is_ipv4() {
-        let of = |link: &str| setting(&format!("ipv4/conf/{link}/rp_filter")).unwrap_or(0);
+        let of = |link: &str| {
+            asked
+                .setting(&format!("ipv4/conf/{link}/rp_filter"))
+                .unwrap_or(0)
+        };
         let filter = of("all").max(of(&name));
         let by_other = match (&back, filter) {
             (Ok(route), 1) => route.is_local || route.link != Some(link),
@@ -729,14 +717,14 @@ fn unrouted(place: &Place, seen: &Seen, target: IpAddr) -> String {
     } else {
         ("ipv6/conf/all/forwarding", "net.ipv6.conf.all.forwarding")
     };
-    if setting(forwards.0) == Some(0) {
+    if asked.setting(forwards.0) == Some(0) {
         return format!("it doesn't forward any more, {} is 0", forwards.1);
     }
     unreachable()
 }
 
 /// Why a packet didn't get past conntrack.
-fn untracked(place: &Place) -> String {
+fn untracked(place: &Sight) -> String {
     match place.connections {
         Some(Fill { now, most }) if now >= most => format!(
             "its connection table is full, with {now} of {most} (net.netfilter.nf_conntrack_max)"
@@ -744,9 +732,4 @@ fn untracked(place: &Place) -> String {
         _ => "no rule dropped it, so conntrack or something else that is no rule of nftables has"
             .to_owned(),
     }
-}
-
-fn setting(name: &str) -> Option<u64> {
-    let text = std::fs::read_to_string(format!("/proc/sys/net/{name}")).ok()?;
-    text.trim().parse().ok()
 }

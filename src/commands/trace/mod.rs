@@ -14,8 +14,12 @@
 //! taken for it, which on a busy stack may be somebody else's.
 #![forbid(unsafe_code)]
 
+mod asked;
 mod judge;
 mod place;
+mod seen;
+#[cfg(test)]
+mod tests;
 mod trail;
 
 use std::net::IpAddr;
@@ -26,14 +30,16 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::opener::part_of;
 use super::{print, print_json, status_of};
-use crate::config::Protocol;
-
 use crate::commands::failure::Failure;
+use crate::config::Protocol;
 use crate::confine::privileges;
+use crate::control::PartState;
 use crate::names::StackName;
 use crate::plan::Mode;
+use asked::{Kernel, Listeners};
 use judge::{Case, Outcome};
-use place::{Place, Site};
+use place::Place;
+use seen::{Sight, Site};
 
 /// How long the rest of a packet's way may take once it has been seen.
 const AFTER: Duration = Duration::from_millis(1500);
@@ -56,14 +62,19 @@ pub fn trace(stack: &StackName, question: &Question, json: bool) -> Result<ExitC
     let unable =
         |what: &str, e: &dyn std::fmt::Display| Failure::unable(format!("{stack}: {what}: {e}"));
     let status = status_of(stack)?;
-    let mut case = Case::new(question, &status);
+    let running = status.parts.iter().filter(|part| match part.name.as_str() {
+        "relay" => part.state == PartState::Running,
+        _ => part.init.is_some(),
+    });
+    let running = running.map(|part| part.name.clone()).collect();
+    let case = Case::new(question, &status.plan, running);
+    let mut listeners = Listeners::default();
     let mut places = vec![];
     if status.plan.mode == Mode::Root {
         let host = Place::open(Site::Host, None, &case.marks(Site::Host));
         places.push(host.map_err(|e| unable("trace in the host", &e))?);
         let listening = place::listening(None);
-        case.host_listening =
-            Some(listening.map_err(|e| unable("ask who listens in the host", &e))?);
+        listeners.host = Some(listening.map_err(|e| unable("ask who listens in the host", &e))?);
     }
     let mut inside = vec![(Site::Sidecar, "trace in the sidecar")];
     if case.relay_is_apart() {
@@ -80,7 +91,7 @@ pub fn trace(stack: &StackName, question: &Question, json: bool) -> Result<ExitC
         if let Ok((part, _)) = part_of(stack, app) {
             let what = format!("ask who listens in {app}");
             let listening = place::listening(Some(&part)).map_err(|e| unable(&what, &e))?;
-            case.app_listening.push((app.to_owned(), listening));
+            listeners.apps.push((app.to_owned(), listening));
         }
     }
     privileges::keep_nothing().map_err(|e| unable("give up privileges", &e))?;
@@ -92,9 +103,14 @@ pub fn trace(stack: &StackName, question: &Question, json: bool) -> Result<ExitC
         question.protocol,
         question.port
     );
-    watch(&case, &mut places, question.within).map_err(|e| unable("hear of a packet", &e))?;
+    watch(&case, &mut places, &listeners, question.within)
+        .map_err(|e| unable("hear of a packet", &e))?;
 
-    let answer = case.answer(&places);
+    let kernel = Kernel {
+        places: &places,
+        listeners: &listeners,
+    };
+    let answer = case.answer(&sights(&places), &kernel);
     if json {
         print_json(&answer)?;
     } else {
@@ -104,10 +120,15 @@ pub fn trace(stack: &StackName, question: &Question, json: bool) -> Result<ExitC
     Ok(ExitCode::from(u8::from(!arrived)))
 }
 
+fn sights(places: &[Place]) -> Vec<&Sight> {
+    places.iter().map(|place| &place.sight).collect()
+}
+
 /// Waits for a packet, and then for the rest of its way.
 fn watch(
     case: &Case<'_>,
     places: &mut [Place],
+    listeners: &Listeners,
     within: Duration,
 ) -> Result<(), Box<dyn std::error::Error>> {
     let mut deadline = Instant::now() + within;
@@ -132,11 +153,13 @@ fn watch(
         for place in &mut *places {
             place.take(&mut order)?;
         }
-        if !has_begun && case.has_begun(places) {
+        let sights = sights(places);
+        if !has_begun && case.has_begun(&sights) {
             has_begun = true;
             deadline = Instant::now() + AFTER;
         }
-        if case.is_over(places) {
+        let kernel = Kernel { places, listeners };
+        if case.is_over(&sights, &kernel) {
             return Ok(());
         }
     }

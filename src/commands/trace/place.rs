@@ -3,7 +3,6 @@
 //! A child (`opener`) makes the table that marks, takes down how the rules are called, and hands up the sockets. The table
 //! lives as long as the last descriptor of the socket that owns it.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Seek};
 use std::os::fd::{AsFd, OwnedFd};
@@ -14,79 +13,19 @@ use rustix::fs::MemfdFlags;
 use serde::{Deserialize, Serialize};
 
 use super::super::opener::open_inside;
+use super::seen::{Names, Sight, Site};
 use crate::commands::failure::chain;
 use crate::confine::privileges;
-use crate::firewall::trace::{Headers, Hop, Packets, RuleName, Step, Tracer, Verdict, rule_names};
+use crate::firewall::trace::{Packets, RuleName, Tracer, rule_names};
 use crate::firewall::{self, Fill};
 use crate::net::{Listening, Routes};
 use crate::stack::rules;
 
-/// Nobody looks at more packets of one place: a flood is no reason to run out of memory.
-const MOST: usize = 4096;
-
-/// Which network namespace.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub(super) enum Site {
-    /// The host's.
-    Host,
-    /// The relay's own, where it has one.
-    Relay,
-    /// The sidecar's.
-    Sidecar,
-}
-
-impl Site {
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Host => "host",
-            Self::Relay => "relay",
-            Self::Sidecar => "sidecar",
-        }
-    }
-}
-
-/// A packet that was marked.
-pub(super) struct Seen {
-    id: u32,
-    /// Its place among all that were heard of, of any namespace.
-    pub(super) order: usize,
-    /// What it was before anybody changed it.
-    pub(super) headers: Headers,
-    /// The index of the link that it came by.
-    pub(super) link: Option<u32>,
-    /// Which connection, if the kernel tells.
-    pub(super) connection: Option<u32>,
-    /// How far it came, in order.
-    pub(super) hops: Vec<Hop>,
-    /// What it met of others.
-    pub(super) steps: Vec<Step>,
-}
-
-impl Seen {
-    pub(super) fn met(&self, hop: Hop) -> bool {
-        self.hops.contains(&hop)
-    }
-
-    pub(super) fn drop(&self) -> Option<&Step> {
-        self.steps.iter().find(|step| step.verdict == Verdict::Drop)
-    }
-}
-
-/// The name or the text of a rule, by the table's family, the table and its handle.
-type Names = BTreeMap<(String, String, u64), String>;
-
 /// One network namespace.
 pub(super) struct Place {
-    pub(super) site: Site,
+    pub(super) sight: Sight,
     pub(super) tracer: Tracer,
     pub(super) routes: Routes,
-    /// How full its connection table was when the waiting began, if the kernel has told.
-    pub(super) connections: Option<Fill>,
-    comments: Names,
-    texts: Names,
-    /// In the order in which they were first heard of.
-    pub(super) seen: Vec<Seen>,
 }
 
 /// What the child tells about the rules that there are, and of connections.
@@ -133,20 +72,22 @@ impl Place {
             .map_err(|_| "the opener handed up something else".to_owned())?;
         let rules: Rules = serde_json::from_reader(io::BufReader::new(File::from(told)))
             .map_err(|e| format!("read how the rules are called: {e}"))?;
-        let by_place = |rules: Vec<RuleName>| {
+        let by_place = |rules: Vec<RuleName>| -> Names {
             let pairs = rules.into_iter();
             pairs
                 .map(|rule| ((rule.family, rule.table, rule.handle), rule.name))
                 .collect()
         };
         Ok(Self {
-            site,
+            sight: Sight {
+                site,
+                connections: rules.connections,
+                comments: by_place(rules.comments),
+                texts: by_place(rules.texts),
+                seen: vec![],
+            },
             tracer: Tracer::made_of([table, events], number).map_err(|e| chain(&e))?,
             routes: Routes::from_fd(routes).map_err(|e| format!("take its socket: {e}"))?,
-            connections: rules.connections,
-            comments: by_place(rules.comments),
-            texts: by_place(rules.texts),
-            seen: vec![],
         })
     }
 
@@ -154,51 +95,9 @@ impl Place {
     pub(super) fn take(&mut self, order: &mut usize) -> Result<(), firewall::LoadError> {
         for step in self.tracer.steps()? {
             let hop = self.tracer.hop(&step);
-            let begins = matches!(hop, Some(Hop::ComesIn | Hop::Sent));
-            let known = self.seen.iter().rposition(|seen| seen.id == step.packet);
-            // The kernel's numbers come back: nobody begins twice.
-            let known = known.filter(|at| {
-                let last = self.seen[*at].hops.last();
-                !begins || last == hop.as_ref()
-            });
-            let at = match (known, step.headers) {
-                (Some(at), _) => at,
-                (None, Some(headers)) if begins && self.seen.len() < MOST => {
-                    *order += 1;
-                    self.seen.push(Seen {
-                        id: step.packet,
-                        order: *order,
-                        headers,
-                        link: step.link,
-                        connection: None,
-                        hops: vec![],
-                        steps: vec![],
-                    });
-                    self.seen.len() - 1
-                }
-                _ => continue,
-            };
-            let seen = &mut self.seen[at];
-            seen.connection = seen.connection.or(step.connection);
-            match hop {
-                Some(hop) if seen.hops.last() != Some(&hop) => seen.hops.push(hop),
-                Some(_) => {}
-                None => seen.steps.push(step),
-            }
+            self.sight.take(step, hop, order);
         }
         Ok(())
-    }
-
-    /// The name of a rule: its comment in a table of ours, its text in another's, if there was an nft to tell it.
-    pub(super) fn named(&self, step: &Step) -> Option<String> {
-        let key = (step.family.clone(), step.table.clone(), step.rule?);
-        let (comment, text) = (self.comments.get(&key), self.texts.get(&key));
-        let name = if firewall::is_ours(&step.table) {
-            comment.or(text)
-        } else {
-            text.or(comment)
-        };
-        name.cloned()
     }
 }
 

@@ -4,13 +4,13 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::Question;
 use super::judge::{Case, Which};
-use super::place::{Place, Seen, Site};
+use super::seen::{Seen, Sight, Site};
 use crate::config::clients::Admission;
 use crate::firewall::trace::{Content, Headers, Hop};
 use crate::plan::{AppPlan, FamilyPlan, PublishPlan};
 
 /// A packet, and where it was seen.
-pub(super) type Found<'s> = (&'s Place, &'s Seen);
+pub(super) type Found<'s> = (&'s Sight, &'s Seen);
 
 /// The packets that belong together.
 #[derive(Default)]
@@ -30,8 +30,8 @@ pub(super) struct Trail<'s> {
 
 impl Case<'_> {
     /// Finds what belongs together.
-    pub(super) fn trail<'s>(&self, places: &'s [Place]) -> Trail<'s> {
-        let at = |site| places.iter().find(|place| place.site == site);
+    pub(super) fn trail<'s>(&self, places: &[&'s Sight]) -> Trail<'s> {
+        let at = |site| places.iter().copied().find(|place| place.site == site);
         let mut trail = Trail::default();
         if let Some(host) = at(Site::Host) {
             trail.request = self.requests(host);
@@ -60,7 +60,7 @@ impl Case<'_> {
     }
 
     /// The client's packet in the host, and the same come back, if it was sent from the host itself.
-    fn requests<'s>(&self, host: &'s Place) -> Vec<Found<'s>> {
+    fn requests<'s>(&self, host: &'s Sight) -> Vec<Found<'s>> {
         let Question { client, port, .. } = *self.question;
         let is_request = |seen: &&Seen| {
             let Headers { source, target, .. } = seen.headers;
@@ -116,13 +116,13 @@ impl Case<'_> {
     /// What the relay sends to the sidecar: the packet from the client's own port, if there is one.
     fn dial<'s>(
         &self,
-        places: &'s [Place],
+        places: &[&'s Sight],
         trail: &Trail<'s>,
         published: usize,
         family: FamilyPlan,
     ) -> Option<Found<'s>> {
         let entry = self.entry(published, family);
-        let is_dial = |place: &Place, seen: &Seen| {
+        let is_dial = |place: &Sight, seen: &Seen| {
             let sent = seen.hops.first() == Some(&Hop::Sent);
             place.site != Site::Sidecar
                 && begins(seen)
@@ -133,6 +133,7 @@ impl Case<'_> {
         };
         let dials = || {
             let all = places.iter().flat_map(|place| {
+                let place: &'s Sight = place;
                 let seen = place.seen.iter();
                 seen.map(move |seen| (place, seen))
             });
@@ -146,7 +147,7 @@ impl Case<'_> {
     /// What came to the sidecar, and for which port: without the host's side it is the entry that tells that.
     fn arriving<'s>(
         &self,
-        sidecar: &'s Place,
+        sidecar: &'s Sight,
         trail: &Trail<'_>,
         published: usize,
         family: FamilyPlan,
@@ -177,7 +178,7 @@ impl Case<'_> {
     fn answer_to<'s>(
         &self,
         arriving: &Seen,
-        sidecar: &'s Place,
+        sidecar: &'s Sight,
         published: usize,
     ) -> Option<&'s Seen> {
         let (app, publish) = self.candidates[published];
@@ -208,7 +209,7 @@ fn begins(seen: &Seen) -> bool {
 }
 
 /// What is said in the host to the client's first packet.
-fn answers_to<'s>(first: &Seen, host: &'s Place) -> Vec<Found<'s>> {
+fn answers_to<'s>(first: &Seen, host: &'s Sight) -> Vec<Found<'s>> {
     let is_to_client = |seen: &&Seen| {
         seen.order > first.order
             && seen.headers.target == first.headers.source
@@ -253,7 +254,7 @@ impl<'s> Trail<'s> {
     }
 
     /// All, in the order in which things happen.
-    pub(super) fn all(&self) -> Vec<(Which, &'s Place, &'s Seen)> {
+    pub(super) fn all(&self) -> Vec<(Which, &'s Sight, &'s Seen)> {
         let mut all = vec![];
         let mut add = |which, (place, seen): Found<'s>| all.push((which, place, seen));
         self.request.iter().for_each(|it| add(Which::Request, *it));
