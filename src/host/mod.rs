@@ -108,6 +108,38 @@ impl Host {
         self.addresses().any(|(_, own)| own == address)
     }
 
+    /// A machine with one address, which forwards, and root: for tests of what is decided by it.
+    #[cfg(test)]
+    pub(crate) fn example() -> Self {
+        Self {
+            mode: Mode::Root,
+            uid: 0,
+            state: StateRoot::for_user(0, None),
+            logs: "/var/log/lrpns".into(),
+            run: "0123abcd".to_owned(),
+            net: net::Facts {
+                addresses: vec![(
+                    "eth0".to_owned(),
+                    ipnet::Ipv4Net::new_assert([192, 0, 2, 10].into(), 24),
+                )],
+                links: vec!["lo".to_owned(), "eth0".to_owned()],
+                ..net::Facts::default()
+            },
+            forwarding: Forwarding::Open,
+            forwarding6: Forwarding::Open,
+            deaf_to_routers: vec![],
+            no_ipv6: None,
+            others: vec![],
+            first_user_port: 1024,
+            cgroups: cgroup::Place::default(),
+            accounts: vec![],
+            credentials: None,
+            subordinate: None,
+            handed: vec![],
+            memory: 8 << 30,
+        }
+    }
+
     /// Looks at the machine on behalf of the stack `name`.
     ///
     /// # Errors

@@ -14,30 +14,7 @@ const CLOSED: &str = "net.ipv4.ip_forward is 0";
 
 /// A machine with one address, which forwards, and root.
 fn machine() -> Host {
-    Host {
-        mode: Mode::Root,
-        uid: 0,
-        state: crate::state::StateRoot::for_user(0, None),
-        logs: "/var/log/lrpns".into(),
-        run: "0123abcd".to_owned(),
-        net: net::Facts {
-            addresses: vec![("eth0".to_owned(), "192.0.2.10/24".parse().unwrap())],
-            links: vec!["lo".to_owned(), "eth0".to_owned()],
-            ..net::Facts::default()
-        },
-        forwarding: Forwarding::Open,
-        forwarding6: Forwarding::Open,
-        deaf_to_routers: vec![],
-        no_ipv6: None,
-        others: vec![],
-        first_user_port: 1024,
-        cgroups: crate::part::cgroup::Place::default(),
-        accounts: vec![],
-        credentials: None,
-        subordinate: None,
-        handed: vec![],
-        memory: 8 << 30,
-    }
+    Host::example()
 }
 
 fn closed() -> Host {
