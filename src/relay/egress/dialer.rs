@@ -26,7 +26,7 @@ use tokio::task::JoinSet;
 use super::super::{
     Dials, Places, Relay, RelayError, Tuning, Way, connected, is_taken, socket_for, udp,
 };
-use super::ports::Ports;
+use super::ports::{Ports, Turn};
 use super::{Answer, REQUEST, Request, hear, tell};
 use crate::config::{Egress, Protocol};
 use crate::net::Routes;
@@ -171,13 +171,25 @@ async fn connect(
             Err(e) if is_taken(&e) => {
                 from = match from {
                     Some(_) => None,
-                    None => Some(ports.borrow_mut().in_need(to, Instant::now()).ok_or(e)?),
+                    None => Some(in_turn(ports, to).await.ok_or(e)?),
                 };
             }
             dialled => return dialled?.into_std(),
         }
     }
     Err(Errno::ADDRNOTAVAIL.into())
+}
+
+/// A port of ours, when there is one that was not used just now: of too many connections at once the later ones wait.
+async fn in_turn(ports: &RefCell<Ports>, to: SocketAddr) -> Option<SocketAddr> {
+    for _ in 0..WAITS {
+        let turn = ports.borrow_mut().in_need(to, Instant::now())?;
+        match turn {
+            Turn::Now(from) => return Some(from),
+            Turn::After(rest) => tokio::time::sleep(rest).await,
+        }
+    }
+    None
 }
 
 async fn dial(from: Option<SocketAddr>, to: SocketAddr) -> io::Result<tokio::net::TcpStream> {
@@ -192,6 +204,8 @@ async fn dial(from: Option<SocketAddr>, to: SocketAddr) -> io::Result<tokio::net
 
 /// So often a connection is tried from another port.
 const TRIES: usize = 8;
+/// So often one waits for its turn, a tenth of a second at most each time.
+const WAITS: usize = 50;
 
 #[cfg(test)]
 mod tests {

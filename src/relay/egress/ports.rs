@@ -41,6 +41,15 @@ pub struct Ports {
     dialled: HashMap<SocketAddr, Dialled>,
 }
 
+/// When there is a port for a destination.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// From here.
+    Now(SocketAddr),
+    /// All were used just now.
+    After(Duration),
+}
+
 /// How often one destination was dialled.
 struct Dialled {
     /// The begin of a minute…
@@ -110,11 +119,17 @@ impl Ports {
         port.flatten().map(|port| any(to, port))
     }
 
-    /// The same where the kernel has none left to choose: such a destination is dialled often.
-    pub(super) fn in_need(&mut self, to: SocketAddr, now: Instant) -> Option<SocketAddr> {
+    /// The same where the kernel has none left to choose: such a destination is dialled often. `None` if there is none here
+    /// either.
+    pub(super) fn in_need(&mut self, to: SocketAddr, now: Instant) -> Option<Turn> {
         let dialled = self.dialled.get_mut(&to)?;
         dialled.times = dialled.times.max(OFTEN);
-        dialled.port(&self.ports, now).map(|port| any(to, port))
+        if let Some(port) = dialled.port(&self.ports, now) {
+            return Some(Turn::Now(any(to, port)));
+        }
+        let used = dialled.used.get(dialled.next).copied().flatten()?;
+        let age = now.duration_since(used);
+        Some(Turn::After(AGAIN_AFTER.saturating_sub(age)))
     }
 }
 
@@ -189,8 +204,12 @@ mod tests {
         let begun = Instant::now();
         assert_eq!(ports.in_need(to(1), begun), None);
         assert_eq!(ports.for_next(to(1), begun), None);
-        let from = ports.in_need(to(1), begun);
-        assert_eq!(from.map(|from| from.port()), Some(40001));
+        let from: SocketAddr = "0.0.0.0:40001".parse().unwrap();
+        assert_eq!(ports.in_need(to(1), begun), Some(Turn::Now(from)));
+        // Who comes too soon waits for it.
+        let soon = begun + Duration::from_millis(30);
+        let rest = Duration::from_millis(70);
+        assert_eq!(ports.in_need(to(1), soon), Some(Turn::After(rest)));
         let later = begun + AGAIN_AFTER;
         let from = ports.for_next(to(1), later);
         assert_eq!(from.map(|from| from.port()), Some(40001));
