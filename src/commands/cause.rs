@@ -199,7 +199,9 @@ impl Case<'_> {
                 )));
             }
         }
-        if self.exit.is_some_and(|exit| exit != Exit::Status(0)) {
+        // A command that is to end, as most of `run`, has said it.
+        let serves = !self.app.publish.is_empty();
+        if serves && self.exit.is_some_and(|exit| exit != Exit::Status(0)) {
             hints.extend(explained(&hints));
         }
         hints
