@@ -149,6 +149,11 @@ fn lives(via: &'static str, rootless: bool) {
             (again && now["state"] == "running").then_some(())
         });
         until("it serves again", || shop.get());
+        // The page may be of a connection from before: a database that is taken down while it recovers has to recover again.
+        until("db is healthy again", || {
+            let db = part(&shop.status(), "db").clone();
+            (db["health"]["state"] == "healthy").then_some(())
+        });
     }
 
     // Down, and nothing has to be recovered.
