@@ -45,6 +45,7 @@ pub mod inside;
 mod links;
 pub mod network;
 pub mod outside;
+pub mod planned;
 pub mod probes;
 pub mod report;
 pub mod route;

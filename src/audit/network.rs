@@ -11,7 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::AsFd;
 
 use super::agent::{Agent, Answer, Ask, Count, Join, LINK, Landing, Shot};
-use super::outside::NOT_BY_LOOPBACK;
+use super::planned::NOT_BY_LOOPBACK;
 use super::target::{Findings, Scratch, Target};
 use super::{Outcome, Verdict};
 use crate::config::{Egress, METADATA6, Protocol, Source};

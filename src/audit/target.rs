@@ -22,7 +22,7 @@ use super::network::{self, Field};
 use super::probes::members::Processes;
 use super::probes::network::{Place, Surveyed};
 use super::probes::{Scene, host};
-use super::{Finding, Outcome, Report, Verdict, outside};
+use super::{Finding, Outcome, Report, Verdict, outside, planned};
 use crate::confine::privileges;
 use crate::control::access::Access;
 use crate::control::{
@@ -260,93 +260,28 @@ pub fn run(
         .map(|(_, entered)| agent(entered, |entered| Join::Network(entered.pidfd.as_fd())))
         .collect();
     let of_apps = apps.iter().map(|(app, _)| *app).zip(&nets);
-    outside::rules(&target, &sidecar_net, &host_net, of_apps, &mut findings);
+    planned::rules(&target, &sidecar_net, &host_net, of_apps, &mut findings);
     for ((app, _), net) in apps.iter().zip(&nets) {
-        outside::app_network(app, plan, net, &mut findings);
+        planned::app_network(app, plan, net, &mut findings);
     }
-    let others = others(&target);
     let beside_relay = carrier(&target);
-    let mut places = vec![(Place::Sidecar, &sidecar_net)];
-    places.extend(
-        apps.iter()
-            .zip(&nets)
-            .map(|((app, _), net)| (Place::App(app), net)),
-    );
-    places.push(match plan.uplink.ends_at {
-        UplinkEnd::Host => (Place::Host, &host_net),
-        UplinkEnd::Relay => (Place::Relay, &host_net),
-    });
-    places.extend(beside_relay.iter().map(|agent| (Place::Egress, agent)));
-    let networks = places.into_iter();
-    let networks = networks.map(|(place, agent)| Surveyed::of(place, agent, plan));
-    let of_apps = apps.iter().zip(&nets);
-    let of_apps = of_apps.map(|((app, _), net)| (app.name.as_str(), net));
-    let inside = std::iter::once(("sidecar", &sidecar_net)).chain(of_apps);
-    let scene = Scene {
-        target: &target,
-        processes: Processes::look(),
-        inside: inside
-            .chain(others.iter().map(|(name, agent)| (*name, agent)))
-            .collect(),
-        networks: networks.collect(),
+    let known = Known {
+        sidecar: &sidecar_net,
+        host: &host_net,
+        apps: apps.iter().map(|(app, _)| *app).zip(&nets).collect(),
+        beside_relay: beside_relay.as_ref(),
     };
-    for probe in CATALOGUE {
-        if let Side::Look(look) = probe.from {
-            for (part, outcome) in look(&scene) {
-                findings.add(probe.id, &part, outcome);
-            }
-        }
-    }
+    look_around(&target, &known, &mut findings);
 
     progress("from inside");
-    let mut probers = vec![];
-    for (app, _) in &apps {
-        let name = app.name.as_str();
-        let context = context(&target, app, &abstract_name);
-        let mut prober = Inside::new(|| target.prober(name, &context));
-        for probe in CATALOGUE {
-            if matches!(probe.from, Side::App | Side::AppCall(_)) {
-                let mut outcome = prober.run(probe);
-                // The app may have started something since that has the number of a process outside.
-                if probe.id == SIGNAL && outcome.verdict == Verdict::Fail {
-                    let context = self::context(&target, app, &abstract_name);
-                    if prober.learn(&context) {
-                        outcome = prober.run(probe);
-                    }
-                }
-                findings.add(probe.id, name, outcome);
-            }
-        }
-        probers.push(prober.agent);
-    }
-    let inside_sidecar = || {
-        let agent = beside(&sidecar)?;
-        agent.ask(&Ask::Context(Box::default()))?;
-        Ok(agent)
-    };
-    let mut in_sidecar = Inside::new(inside_sidecar);
-    for probe in CATALOGUE {
-        if matches!(probe.from, Side::Sidecar | Side::SidecarCall(_)) {
-            findings.add(probe.id, "sidecar", in_sidecar.run(probe));
-        }
-    }
-    let in_sidecar = in_sidecar.agent;
+    let probers: Vec<_> = apps
+        .iter()
+        .map(|(app, _)| in_app(&target, app, &abstract_name, &mut findings))
+        .collect();
+    let in_sidecar = in_sidecar(&sidecar, &mut findings);
 
     progress("as the supervisor");
-    let mut as_supervisor = Inside::new(|| match target.status.gated {
-        true => Err(String::new()),
-        false => target.prober_of_supervisor(),
-    });
-    for probe in CATALOGUE {
-        if matches!(probe.from, Side::Supervisor | Side::SupervisorCall(_)) {
-            let outcome = match target.status.gated {
-                true => Outcome::not_applicable(host::GATED),
-                false => as_supervisor.run(probe),
-            };
-            findings.add(probe.id, host::SUPERVISOR, outcome);
-        }
-    }
-    let as_supervisor = as_supervisor.agent;
+    let as_supervisor = as_supervisor(&target, &mut findings);
 
     let field = Field {
         plan,
@@ -376,6 +311,109 @@ pub fn run(
     agents.flatten().for_each(Agent::dismiss);
     let milliseconds = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
     Ok(Report::new(stack.to_string(), findings.0, milliseconds))
+}
+
+/// Who answers in each network namespace of the stack.
+struct Known<'a> {
+    sidecar: &'a Result<Agent, String>,
+    host: &'a Result<Agent, String>,
+    apps: Vec<(&'a AppPlan, &'a Result<Agent, String>)>,
+    beside_relay: Option<&'a Result<Agent, String>>,
+}
+
+/// The probes that look at everything there is, and attack nothing.
+fn look_around(target: &Target, known: &Known<'_>, findings: &mut Findings) {
+    let plan = &target.status.plan;
+    let others = others(target);
+    let mut places = vec![(Place::Sidecar, known.sidecar)];
+    let of_apps = known.apps.iter();
+    places.extend(of_apps.map(|(app, net)| (Place::App(app), *net)));
+    places.push(match plan.uplink.ends_at {
+        UplinkEnd::Host => (Place::Host, known.host),
+        UplinkEnd::Relay => (Place::Relay, known.host),
+    });
+    places.extend(known.beside_relay.map(|agent| (Place::Egress, agent)));
+    let networks = places.into_iter();
+    let networks = networks.map(|(place, agent)| Surveyed::of(place, agent, plan));
+    let of_apps = known.apps.iter();
+    let of_apps = of_apps.map(|(app, net)| (app.name.as_str(), *net));
+    let inside = std::iter::once(("sidecar", known.sidecar)).chain(of_apps);
+    let scene = Scene {
+        target,
+        processes: Processes::look(),
+        inside: inside
+            .chain(others.iter().map(|(name, agent)| (*name, agent)))
+            .collect(),
+        networks: networks.collect(),
+    };
+    for probe in CATALOGUE {
+        if let Side::Look(look) = probe.from {
+            for (part, outcome) in look(&scene) {
+                findings.add(probe.id, &part, outcome);
+            }
+        }
+    }
+}
+
+/// The probes from within an app, and who has made them.
+fn in_app(
+    target: &Target,
+    app: &AppPlan,
+    abstract_name: &str,
+    findings: &mut Findings,
+) -> Result<Agent, String> {
+    let name = app.name.as_str();
+    let context = context(target, app, abstract_name);
+    let mut prober = Inside::new(|| target.prober(name, &context));
+    for probe in CATALOGUE {
+        if matches!(probe.from, Side::App | Side::AppCall(_)) {
+            let mut outcome = prober.run(probe);
+            // The app may have started something since that has the number of a process outside.
+            if probe.id == SIGNAL && outcome.verdict == Verdict::Fail {
+                let context = self::context(target, app, abstract_name);
+                if prober.learn(&context) {
+                    outcome = prober.run(probe);
+                }
+            }
+            findings.add(probe.id, name, outcome);
+        }
+    }
+    prober.agent
+}
+
+/// The same from within the sidecar.
+fn in_sidecar(sidecar: &Result<Entered, String>, findings: &mut Findings) -> Result<Agent, String> {
+    let start = || {
+        let agent = beside(sidecar)?;
+        agent.ask(&Ask::Context(Box::default()))?;
+        Ok(agent)
+    };
+    let mut prober = Inside::new(start);
+    for probe in CATALOGUE {
+        if matches!(probe.from, Side::Sidecar | Side::SidecarCall(_)) {
+            findings.add(probe.id, "sidecar", prober.run(probe));
+        }
+    }
+    prober.agent
+}
+
+/// The same as whoever has taken over the supervisor.
+fn as_supervisor(target: &Target, findings: &mut Findings) -> Result<Agent, String> {
+    let gated = target.status.gated;
+    let mut prober = Inside::new(|| match gated {
+        true => Err(String::new()),
+        false => target.prober_of_supervisor(),
+    });
+    for probe in CATALOGUE {
+        if matches!(probe.from, Side::Supervisor | Side::SupervisorCall(_)) {
+            let outcome = match gated {
+                true => Outcome::not_applicable(host::GATED),
+                false => prober.run(probe),
+            };
+            findings.add(probe.id, host::SUPERVISOR, outcome);
+        }
+    }
+    prober.agent
 }
 
 /// An agent in all of a part's namespaces, with what the part holds, and not in its Landlock domain.

@@ -2,7 +2,7 @@
 
 use super::{Found, Scene, nothing_of};
 use crate::audit::catalogue::{Probe, Side};
-use crate::audit::outside::texts;
+use crate::audit::planned::texts;
 use crate::audit::{Group, Outcome};
 use crate::confine::ceilings;
 use crate::part::cgroup::{says, settings};

@@ -240,6 +240,18 @@ fn describe_app(out: &mut String, plan: &Plan, app: &AppPlan) -> std::fmt::Resul
         origin(plan, if is_one_of_several { &several } else { &one })
     };
     writeln!(out, "\napp {}", app.name)?;
+    app_itself(out, plan, app, &key)?;
+    app_within(out, plan, app, &key)?;
+    app_reach(out, plan, app, &key)?;
+    app_life(out, plan, app, &key)?;
+    app_clients(out, app, &key)
+}
+
+/// Where a key of the app's comes from.
+type Key<'a> = &'a dyn Fn(&str) -> String;
+
+/// Its address, and who it is.
+fn app_itself(out: &mut String, plan: &Plan, app: &AppPlan, key: Key<'_>) -> std::fmt::Result {
     let (address, from) = (app.address, key("address"));
     if app.via_socket {
         writeln!(
@@ -281,6 +293,11 @@ fn describe_app(out: &mut String, plan: &Plan, app: &AppPlan) -> std::fmt::Resul
             key("workdir")
         )?;
     }
+    Ok(())
+}
+
+/// What it runs, in what root, with what it may use.
+fn app_within(out: &mut String, plan: &Plan, app: &AppPlan, key: Key<'_>) -> std::fmt::Result {
     let root = rootfs(&app.rootfs);
     writeln!(out, "  rootfs {root}, read-only  ({})", key("rootfs"))?;
     describe_seccomp(out, &app.seccomp, &key("seccomp"))?;
@@ -340,6 +357,11 @@ fn describe_app(out: &mut String, plan: &Plan, app: &AppPlan) -> std::fmt::Resul
         // Values may be secrets; `--json` has them.
         writeln!(out, "  env {name}  ({})", key(&format!("env.{name}")))?;
     }
+    Ok(())
+}
+
+/// By what it is reached, and what it may reach.
+fn app_reach(out: &mut String, plan: &Plan, app: &AppPlan, key: Key<'_>) -> std::fmt::Result {
     let ranges = reach::ranges(plan);
     for range in ranges.iter().filter(|range| range.app.name == app.name) {
         let via = match range.first.via {
@@ -386,6 +408,11 @@ fn describe_app(out: &mut String, plan: &Plan, app: &AppPlan) -> std::fmt::Resul
             )?;
         }
     }
+    Ok(())
+}
+
+/// When it is started, started again, ended and replaced.
+fn app_life(out: &mut String, plan: &Plan, app: &AppPlan, key: Key<'_>) -> std::fmt::Result {
     if let Some(health) = &app.health {
         writeln!(
             out,
@@ -456,6 +483,11 @@ fn describe_app(out: &mut String, plan: &Plan, app: &AppPlan) -> std::fmt::Resul
         },
         key("replace")
     )?;
+    Ok(())
+}
+
+/// Of its clients, those that are let in.
+fn app_clients(out: &mut String, app: &AppPlan, key: Key<'_>) -> std::fmt::Result {
     if let Some(rate) = app.rate {
         writeln!(out, "  new connections: {rate}  ({})", key("rate"))?;
     }
