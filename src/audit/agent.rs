@@ -116,6 +116,9 @@ impl Count {
     }
 }
 
+/// What is wrong where an answer is none to what was asked.
+pub const SOMETHING_ELSE: &str = "the process inside answered something else";
+
 /// What it answers.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Answer {

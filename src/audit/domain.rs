@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use super::Outcome;
-use super::agent::{Agent, Answer, Ask, Landing, Shot};
+use super::agent::{Agent, Answer, Ask, Landing, SOMETHING_ELSE, Shot};
 use super::target::Findings;
 use crate::confine::landlock::{App, Support};
 use crate::plan::{AppPlan, Plan};
@@ -71,7 +71,7 @@ impl Pair<'_> {
 fn tried(agent: &Agent, ask: &Ask, fds: &[BorrowedFd<'_>]) -> Result<Vec<(String, Tried)>, String> {
     match agent.ask_with(ask, fds)? {
         Answer::Tried(tried) => Ok(tried),
-        _ => Err("the process inside answered something else".to_owned()),
+        _ => Err(SOMETHING_ELSE.to_owned()),
     }
 }
 
@@ -113,7 +113,7 @@ pub fn probe(plan: &Plan, app: &AppPlan, pair: &Pair<'_>, findings: &mut Finding
     add("landlock-signal", support.scopes, &|| {
         let (_, beside) = pair.agents()?;
         let Answer::Pid(pid) = beside.ask(&Ask::Whoami)? else {
-            return Err("the process inside answered something else".to_owned());
+            return Err(SOMETHING_ELSE.to_owned());
         };
         pair.compare(libc::EPERM, |agent| tried(agent, &Ask::Signal(pid), &[]))
     });
@@ -140,7 +140,7 @@ fn connect(plan: &Plan, port: u16, pair: &Pair<'_>) -> Result<Outcome, String> {
                 Answer::Landing(Landing::Refused(errno)) => Some(errno),
                 Answer::Landing(Landing::Reset) => Some(libc::ECONNREFUSED),
                 Answer::Landing(Landing::Sent | Landing::Answered) => None,
-                _ => return Err("the process inside answered something else".to_owned()),
+                _ => return Err(SOMETHING_ELSE.to_owned()),
             };
             all.push((to.to_string(), errno));
         }

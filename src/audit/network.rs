@@ -10,7 +10,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::AsFd;
 
-use super::agent::{Agent, Answer, Ask, Count, Join, LINK, Landing, Shot};
+use super::agent::{Agent, Answer, Ask, Count, Join, LINK, Landing, SOMETHING_ELSE, Shot};
 use super::planned::NOT_BY_LOOPBACK;
 use super::target::{Findings, Scratch, Target};
 use super::{Outcome, Verdict};
@@ -244,7 +244,7 @@ fn shoot_once(field: &Field<'_>, from: &Agent, shot: Shot) -> Result<Became, Str
     let before = field.counters()?;
     let ask = |ask: &Ask| match from.ask(ask)? {
         Answer::Landing(landing) => Ok(landing),
-        _ => Err("the process inside answered something else".to_owned()),
+        _ => Err(SOMETHING_ELSE.to_owned()),
     };
     let landing = match ask(&Ask::Send(shot))? {
         Landing::Sent => match eaten(field, &before, None)? {
@@ -731,7 +731,7 @@ fn published_ports(field: &Field<'_>) -> Vec<Outcome> {
             {
                 Ok(Answer::Landing(Landing::Answered)) => Outcome::pass("connected"),
                 Ok(Answer::Landing(landing)) => Outcome::fail(format!("{to}: {landing:?}")),
-                Ok(_) => Outcome::unknown("the process inside answered something else"),
+                Ok(_) => Outcome::unknown(SOMETHING_ELSE),
                 Err(e) => Outcome::unknown(e),
             }
         })

@@ -5,7 +5,8 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-use super::agent::{Agent, Answer, Ask, Join};
+use super::agent::{Agent, Answer, Ask, Join, SOMETHING_ELSE};
+use super::network::Field;
 use super::route::Route;
 use super::target::{Findings, Target};
 use super::{Outcome, Verdict};
@@ -13,8 +14,6 @@ use crate::config::Source;
 use crate::firewall::{self, SIDECAR_TABLE, end_table};
 use crate::part::namespaces::{self, Network};
 use crate::plan::{AppPlan, Plan};
-
-const SOMETHING_ELSE: &str = "the process inside answered something else";
 
 /// Whether this table is the one that a capture under way has put there, and as it is put there.
 fn is_captures(agent: &Agent, here: &Result<Agent, String>, table: &str) -> bool {
@@ -54,11 +53,9 @@ fn planned_for_host(target: &Target) -> Result<firewall::Batch, firewall::Encode
 /// Why there are no rules in an app.
 pub const NOT_BY_LOOPBACK: &str = "its clients don't come to its loopback";
 
-/// What the kernel answers in each namespace, beside what it answers where the plan is put in force for the comparison.
-struct Ground<'a> {
+/// Where the plan is put in force, to be compared with what is.
+struct Planned<'a> {
     plan: &'a Plan,
-    sidecar: &'a Result<Agent, String>,
-    host: &'a Result<Agent, String>,
     /// In an empty network namespace. Who has joined another user namespace can't make one below it: its own id is not
     /// mapped there.
     here: Result<Agent, String>,
@@ -67,26 +64,29 @@ struct Ground<'a> {
 /// The rules in force, the sidecar's network and the host's.
 pub fn rules<'a>(
     target: &Target,
-    sidecar: &Result<Agent, String>,
-    host: &Result<Agent, String>,
+    field: &Field<'_>,
     apps: impl Iterator<Item = (&'a AppPlan, &'a Result<Agent, String>)>,
     findings: &mut Findings,
 ) {
-    let plan = &target.status.plan;
-    let ground = Ground {
+    let Field {
         plan,
         sidecar,
         host,
+    } = *field;
+    let planned = Planned {
+        plan,
         here: Agent::join(&Join::Stay).map_err(|e| format!("fork: {e}")),
     };
     let batch = firewall::sidecar_batch(plan, &target.status.compiled);
-    let outcome = ground.compare(sidecar, SIDECAR_TABLE, batch, true);
+    let outcome = planned.compare(sidecar, SIDECAR_TABLE, batch, true);
     findings.add("rules-sidecar", "sidecar", outcome);
-    let outcome = ground.compare(host, &end_table(plan), planned_for_host(target), false);
+    let outcome = planned.compare(host, &end_table(plan), planned_for_host(target), false);
     findings.add("rules-host", "host", outcome);
     for (app, net) in apps {
         let outcome = match firewall::app_rules(app) {
-            Some(rules) => ground.compare(net, firewall::APP_TABLE, firewall::encode(&rules), true),
+            Some(rules) => {
+                planned.compare(net, firewall::APP_TABLE, firewall::encode(&rules), true)
+            }
             None => Outcome::not_applicable(NOT_BY_LOOPBACK),
         };
         findings.add("rules-app", app.name.as_str(), outcome);
@@ -111,14 +111,14 @@ pub fn rules<'a>(
         permanent(plan, table)
     });
     findings.add("arp-static", "sidecar", neighbours);
-    let ports = ground.bridge_ports().unwrap_or_else(Outcome::unknown);
+    let ports = bridge_ports(field).unwrap_or_else(Outcome::unknown);
     findings.add("bridge-ports", "sidecar", ports);
-    let routes = ground.host_routes().unwrap_or_else(Outcome::unknown);
+    let routes = host_routes(field).unwrap_or_else(Outcome::unknown);
     findings.add("in-host-route", "host", routes);
 }
 
-impl Ground<'_> {
-    /// Whether a table is what `batch` makes of it, and if it is to be `alone`, that there is no other.
+impl Planned<'_> {
+    /// Whether a table has the rules that `batch` loads and, if it has to be `alone`, whether there is no other table.
     fn compare(
         &self,
         agent: &Result<Agent, String>,
@@ -156,55 +156,54 @@ impl Ground<'_> {
         };
         work().unwrap_or_else(Outcome::unknown)
     }
-
-    /// Whether each app's link is a port of the bridge that is closed to others, and nothing else is one.
-    fn bridge_ports(&self) -> Result<Outcome, String> {
-        let sidecar = self.sidecar.as_ref().map_err(Clone::clone)?;
-        let Answer::Ports(ports) = sidecar.ask(&Ask::Ports)? else {
-            return Err(SOMETHING_ELSE.to_owned());
-        };
-        for app in self.plan.linked_apps() {
-            let link = app.port_link.as_str();
-            let Some(port) = ports.iter().find(|port| port.name == link) else {
-                let fault = format!("{link} is no port of the bridge");
-                return Ok(Outcome::fail(fault));
-            };
-            if !port.isolated || !port.locked || port.learning || port.flood {
-                return Ok(Outcome::fail(format!("{port:?}")));
-            }
-        }
-        Ok(Outcome::check(
-            ports.len() == self.plan.linked_apps().count(),
-            format!("{} ports", ports.len()),
-        ))
-    }
-
-    /// Whether the host has a way to the sidecar's end of the uplink and, by that link, to nothing behind it.
-    fn host_routes(&self) -> Result<Outcome, String> {
-        let host = self.host.as_ref().map_err(Clone::clone)?;
-        let Answer::Routes(routes) = host.ask(&Ask::Routes)? else {
-            return Err(SOMETHING_ELSE.to_owned());
-        };
-        let link = self.plan.uplink.host_link.as_str();
-        // The kernel's own for the address and its /31 are of the same link.
-        let families = self.plan.families();
-        let pair = |route: &Route| {
-            families.iter().any(|of| {
-                (route.to == of.host || route.to == of.sidecar) && route.prefix >= of.bits() - 1
-            })
-        };
-        let strange: Vec<String> = routes
-            .iter()
-            .filter(|route| route.name == link && !pair(route) && !is_multicast(route))
-            .map(|route| format!("{}/{} in table {}", route.to, route.prefix, route.table))
-            .collect();
-        Ok(match strange.as_slice() {
-            [] => Outcome::pass("none but to the sidecar's end"),
-            strange => Outcome::fail(strange.join(", ")),
-        })
-    }
 }
 
+/// Whether each app's link is a port of the bridge that is closed to others, and nothing else is one.
+fn bridge_ports(field: &Field<'_>) -> Result<Outcome, String> {
+    let sidecar = field.sidecar.as_ref().map_err(Clone::clone)?;
+    let Answer::Ports(ports) = sidecar.ask(&Ask::Ports)? else {
+        return Err(SOMETHING_ELSE.to_owned());
+    };
+    for app in field.plan.linked_apps() {
+        let link = app.port_link.as_str();
+        let Some(port) = ports.iter().find(|port| port.name == link) else {
+            let fault = format!("{link} is no port of the bridge");
+            return Ok(Outcome::fail(fault));
+        };
+        if !port.isolated || !port.locked || port.learning || port.flood {
+            return Ok(Outcome::fail(format!("{port:?}")));
+        }
+    }
+    Ok(Outcome::check(
+        ports.len() == field.plan.linked_apps().count(),
+        format!("{} ports", ports.len()),
+    ))
+}
+
+/// Whether the host has a way to the sidecar's end of the uplink and, by that link, to nothing behind it.
+fn host_routes(field: &Field<'_>) -> Result<Outcome, String> {
+    let host = field.host.as_ref().map_err(Clone::clone)?;
+    let Answer::Routes(routes) = host.ask(&Ask::Routes)? else {
+        return Err(SOMETHING_ELSE.to_owned());
+    };
+    let link = field.plan.uplink.host_link.as_str();
+    // The kernel's own for the address and its /31 are of the same link.
+    let families = field.plan.families();
+    let pair = |route: &Route| {
+        families.iter().any(|of| {
+            (route.to == of.host || route.to == of.sidecar) && route.prefix >= of.bits() - 1
+        })
+    };
+    let strange: Vec<String> = routes
+        .iter()
+        .filter(|route| route.name == link && !pair(route) && !is_multicast(route))
+        .map(|route| format!("{}/{} in table {}", route.to, route.prefix, route.table))
+        .collect();
+    Ok(match strange.as_slice() {
+        [] => Outcome::pass("none but to the sidecar's end"),
+        strange => Outcome::fail(strange.join(", ")),
+    })
+}
 /// Whether each address that the sidecar sends to has its link-layer address for good, by its table of them
 /// (proc_pid_net(5)).
 fn permanent(plan: &Plan, table: &str) -> Outcome {

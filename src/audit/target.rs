@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
 
-use super::agent::{Agent, Answer, Ask, Join, Lost, uplink_of};
+use super::agent::{Agent, Answer, Ask, Join, Lost, SOMETHING_ELSE, uplink_of};
 use super::catalogue::{CATALOGUE, Probe, Side, find};
 use super::domain::{self, Pair};
 use super::inside::Context;
@@ -260,18 +260,19 @@ pub fn run(
         .map(|(_, entered)| agent(entered, |entered| Join::Network(entered.pidfd.as_fd())))
         .collect();
     let of_apps = apps.iter().map(|(app, _)| *app).zip(&nets);
-    planned::rules(&target, &sidecar_net, &host_net, of_apps, &mut findings);
+    let field = Field {
+        plan,
+        sidecar: &sidecar_net,
+        host: &host_net,
+    };
+    planned::rules(&target, &field, of_apps, &mut findings);
     for ((app, _), net) in apps.iter().zip(&nets) {
         planned::app_network(app, plan, net, &mut findings);
     }
     let beside_relay = carrier(&target);
-    let known = Known {
-        sidecar: &sidecar_net,
-        host: &host_net,
-        apps: apps.iter().map(|(app, _)| *app).zip(&nets).collect(),
-        beside_relay: beside_relay.as_ref(),
-    };
-    look_around(&target, &known, &mut findings);
+    let of_apps: Vec<_> = apps.iter().map(|(app, _)| *app).zip(&nets).collect();
+    let at_relay = beside_relay.as_ref();
+    look_around(&target, &field, &of_apps, at_relay, &mut findings);
 
     progress("from inside");
     let probers: Vec<_> = apps
@@ -283,11 +284,6 @@ pub fn run(
     progress("as the supervisor");
     let as_supervisor = as_supervisor(&target, &mut findings);
 
-    let field = Field {
-        plan,
-        sidecar: &sidecar_net,
-        host: &host_net,
-    };
     let besides: Vec<_> = apps.iter().map(|(_, entered)| beside(entered)).collect();
     // First: what is left of it ends while the other attacks go on.
     progress("from another stack");
@@ -313,31 +309,34 @@ pub fn run(
     Ok(Report::new(stack.to_string(), findings.0, milliseconds))
 }
 
-/// Who answers in each network namespace of the stack.
-struct Known<'a> {
-    sidecar: &'a Result<Agent, String>,
-    host: &'a Result<Agent, String>,
-    apps: Vec<(&'a AppPlan, &'a Result<Agent, String>)>,
-    beside_relay: Option<&'a Result<Agent, String>>,
-}
-
-/// The probes that look at everything there is, and attack nothing.
-fn look_around(target: &Target, known: &Known<'_>, findings: &mut Findings) {
-    let plan = &target.status.plan;
+/// The probes that look at everything there is, and attack nothing; `apps` with who answers in the network namespace of each,
+/// `beside_relay` is in that of the egress's carrier, where it has one.
+fn look_around(
+    target: &Target,
+    field: &Field<'_>,
+    apps: &[(&AppPlan, &Result<Agent, String>)],
+    beside_relay: Option<&Result<Agent, String>>,
+    findings: &mut Findings,
+) {
+    let Field {
+        plan,
+        sidecar,
+        host,
+    } = *field;
     let others = others(target);
-    let mut places = vec![(Place::Sidecar, known.sidecar)];
-    let of_apps = known.apps.iter();
+    let mut places = vec![(Place::Sidecar, sidecar)];
+    let of_apps = apps.iter();
     places.extend(of_apps.map(|(app, net)| (Place::App(app), *net)));
     places.push(match plan.uplink.ends_at {
-        UplinkEnd::Host => (Place::Host, known.host),
-        UplinkEnd::Relay => (Place::Relay, known.host),
+        UplinkEnd::Host => (Place::Host, host),
+        UplinkEnd::Relay => (Place::Relay, host),
     });
-    places.extend(known.beside_relay.map(|agent| (Place::Egress, agent)));
+    places.extend(beside_relay.map(|agent| (Place::Egress, agent)));
     let networks = places.into_iter();
     let networks = networks.map(|(place, agent)| Surveyed::of(place, agent, plan));
-    let of_apps = known.apps.iter();
+    let of_apps = apps.iter();
     let of_apps = of_apps.map(|(app, net)| (app.name.as_str(), *net));
-    let inside = std::iter::once(("sidecar", known.sidecar)).chain(of_apps);
+    let inside = std::iter::once(("sidecar", sidecar)).chain(of_apps);
     let scene = Scene {
         target,
         processes: Processes::look(),
@@ -484,7 +483,7 @@ pub fn tables(target: &Target) -> Result<[(String, Listing); 2], String> {
     let in_sidecar = agent(&sidecar, |entered| Join::Network(entered.pidfd.as_fd()))?;
     let list = |agent: &Agent, table: &str| match agent.ask(&Ask::List(table.to_owned()))? {
         Answer::Listing(listing) => Ok((table.to_owned(), *listing)),
-        _ => Err("the process inside answered something else".to_owned()),
+        _ => Err(SOMETHING_ELSE.to_owned()),
     };
     Ok([
         list(&in_sidecar, firewall::SIDECAR_TABLE)?,
@@ -542,7 +541,7 @@ impl<'a> Inside<'a> {
             Ok(Answer::Died(signal)) => {
                 Outcome::unknown(format!("the probe was ended by signal {signal}"))
             }
-            Ok(_) => Outcome::unknown("the process inside answered something else"),
+            Ok(_) => Outcome::unknown(SOMETHING_ELSE),
             Err(e) => match agent.lost() {
                 None => Outcome::unknown(e),
                 Some(_) if self.hindered => Outcome::unknown(format!("not tried: {e}")),

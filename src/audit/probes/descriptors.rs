@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
 use super::{Found, Scene, nothing_of};
-use crate::audit::agent::{Agent, Answer, Ask};
+use crate::audit::agent::{Agent, Answer, Ask, SOMETHING_ELSE};
 use crate::audit::catalogue::{Probe, Side};
 use crate::audit::{Group, Outcome};
 use crate::plan::AppPlan;
@@ -54,7 +54,7 @@ fn look(scene: &Scene<'_>) -> Found {
 fn cookie(agent: &Result<Agent, String>) -> Result<u64, String> {
     match agent.as_ref().map_err(Clone::clone)?.ask(&Ask::Cookie)? {
         Answer::Cookie(cookie) => Ok(cookie),
-        _ => Err("the process inside answered something else".to_owned()),
+        _ => Err(SOMETHING_ELSE.to_owned()),
     }
 }
 

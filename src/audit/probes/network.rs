@@ -12,7 +12,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::{Found, Scene, nothing_of};
-use crate::audit::agent::{Agent, Answer, Ask};
+use crate::audit::agent::{Agent, Answer, Ask, SOMETHING_ELSE};
 use crate::audit::catalogue::{Probe, Side, probe};
 use crate::audit::survey::{Link, Survey};
 use crate::audit::{Group, Outcome};
@@ -70,7 +70,7 @@ impl<'a> Surveyed<'a> {
             .ask(&Ask::Survey(only))?
         {
             Answer::Survey(survey) => Ok(*survey),
-            _ => Err("the process inside answered something else".to_owned()),
+            _ => Err(SOMETHING_ELSE.to_owned()),
         };
         let survey = look();
         Self { place, survey }
