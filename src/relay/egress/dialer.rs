@@ -26,7 +26,7 @@ use tokio::task::JoinSet;
 use super::super::{
     Dials, Places, Relay, RelayError, Tuning, Way, connected, is_taken, socket_for, udp,
 };
-use super::ports::{Ports, Turn};
+use super::ports::Ports;
 use super::{Answer, REQUEST, Request, hear, tell};
 use crate::config::{Egress, Protocol};
 use crate::net::Routes;
@@ -183,10 +183,10 @@ async fn connect(
 /// A port of ours, when there is one that was not used just now: of too many connections at once the later ones wait.
 async fn in_turn(ports: &RefCell<Ports>, to: SocketAddr) -> Option<SocketAddr> {
     for _ in 0..WAITS {
-        let turn = ports.borrow_mut().in_need(to, Instant::now())?;
-        match turn {
-            Turn::Now(from) => return Some(from),
-            Turn::After(rest) => tokio::time::sleep(rest).await,
+        let port = ports.borrow_mut().in_need(to, Instant::now())?;
+        match port {
+            Ok(from) => return Some(from),
+            Err(rest) => tokio::time::sleep(rest).await,
         }
     }
     None

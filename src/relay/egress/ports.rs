@@ -41,15 +41,6 @@ pub struct Ports {
     dialled: HashMap<SocketAddr, Dialled>,
 }
 
-/// When there is a port for a destination.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Turn {
-    /// From here.
-    Now(SocketAddr),
-    /// All were used just now.
-    After(Duration),
-}
-
 /// How often one destination was dialled.
 struct Dialled {
     /// The begin of a minute…
@@ -115,21 +106,24 @@ impl Ports {
             used: vec![],
             next: 0,
         });
-        let port = dialled.count(now).then(|| dialled.port(&self.ports, now));
-        port.flatten().map(|port| any(to, port))
+        if !dialled.count(now) {
+            return None;
+        }
+        let port = dialled.port(&self.ports, now)?.ok()?;
+        Some(any(to, port))
     }
 
-    /// The same where the kernel has none left to choose: such a destination is dialled often. `None` if there is none here
-    /// either.
-    pub(super) fn in_need(&mut self, to: SocketAddr, now: Instant) -> Option<Turn> {
+    /// The same where the kernel has none left to choose: such a destination is dialled often. Where all were used just now,
+    /// how long until one may be used again; `None` if there is none here either.
+    pub(super) fn in_need(
+        &mut self,
+        to: SocketAddr,
+        now: Instant,
+    ) -> Option<Result<SocketAddr, Duration>> {
         let dialled = self.dialled.get_mut(&to)?;
         dialled.times = dialled.times.max(OFTEN);
-        if let Some(port) = dialled.port(&self.ports, now) {
-            return Some(Turn::Now(any(to, port)));
-        }
-        let used = dialled.used.get(dialled.next).copied().flatten()?;
-        let age = now.duration_since(used);
-        Some(Turn::After(AGAIN_AFTER.saturating_sub(age)))
+        let port = dialled.port(&self.ports, now)?;
+        Some(port.map(|port| any(to, port)))
     }
 }
 
@@ -154,17 +148,18 @@ impl Dialled {
         self.often || self.times > OFTEN
     }
 
-    /// The port whose turn it is, unless it was used just now.
-    fn port(&mut self, ports: &[u16], now: Instant) -> Option<u16> {
+    /// The port whose turn it is; if it was used just now, how long until it may be used again.
+    fn port(&mut self, ports: &[u16], now: Instant) -> Option<Result<u16, Duration>> {
         self.used.resize(ports.len(), None);
         let port = *ports.get(self.next)?;
         let used = self.used.get_mut(self.next)?;
-        if used.is_some_and(|used| now.duration_since(used) < AGAIN_AFTER) {
-            return None;
+        let age = used.map(|used| now.duration_since(used));
+        if let Some(age) = age.filter(|age| *age < AGAIN_AFTER) {
+            return Some(Err(AGAIN_AFTER.saturating_sub(age)));
         }
         *used = Some(now);
         self.next = (self.next + 1) % ports.len();
-        Some(port)
+        Some(Ok(port))
     }
 }
 
@@ -205,11 +200,11 @@ mod tests {
         assert_eq!(ports.in_need(to(1), begun), None);
         assert_eq!(ports.for_next(to(1), begun), None);
         let from: SocketAddr = "0.0.0.0:40001".parse().unwrap();
-        assert_eq!(ports.in_need(to(1), begun), Some(Turn::Now(from)));
+        assert_eq!(ports.in_need(to(1), begun), Some(Ok(from)));
         // Who comes too soon waits for it.
         let soon = begun + Duration::from_millis(30);
         let rest = Duration::from_millis(70);
-        assert_eq!(ports.in_need(to(1), soon), Some(Turn::After(rest)));
+        assert_eq!(ports.in_need(to(1), soon), Some(Err(rest)));
         let later = begun + AGAIN_AFTER;
         let from = ports.for_next(to(1), later);
         assert_eq!(from.map(|from| from.port()), Some(40001));
