@@ -153,14 +153,16 @@ impl Refusals {
                             asked.number,
                             asked.args,
                         );
-                        let of_a_port = of_an_address(asked.number);
+                        let name = seccomp::name(asked.number);
+                        let of_a_port =
+                            name.is_some_and(|name| seccomp::OF_ADDRESSES.contains(&name));
                         match errno {
                             // One that is answered as if it were done is nothing that it lacks.
                             Some(0) => {}
                             None if of_a_port => {
                                 let at = address(listener.get_ref(), &asked).filter(|at| {
                                     let (binds, connects) = confined.allows(at.port(), support);
-                                    match seccomp::name(asked.number) {
+                                    match name {
                                         Some("bind") => !binds,
                                         _ => !connects,
                                     }
@@ -196,11 +198,6 @@ fn waits(listener: &OwnedFd) -> io::Result<Option<bool>> {
         Ok(_) => Ok(None),
         Err(e) => Err(e.into()),
     }
-}
-
-/// Whether it is one that gives a socket an address, or connects it to one.
-fn of_an_address(number: u32) -> bool {
-    matches!(seccomp::name(number), Some("bind" | "connect"))
 }
 
 /// Which address of TCP a call is about; `None` for other sockets, and where that can't be read. The process that has asked

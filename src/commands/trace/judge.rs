@@ -2,7 +2,7 @@
 //!
 //! What the kernel tells anybody (routes, who listens, settings) is asked for where it is needed, by [`Asked`].
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use serde::Serialize;
 
@@ -640,8 +640,7 @@ impl<'a> Case<'a> {
             // It is the supervisor's as well.
             return Some(true);
         }
-        let service: SocketAddr = app.service(publish);
-        asked.app_listens(app.name.as_str(), publish.protocol, service)
+        asked.app_listens(app.name.as_str(), publish.protocol, app.service(publish))
     }
 }
 

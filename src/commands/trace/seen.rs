@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::firewall::trace::{Headers, Hop, Step, Verdict};
 use crate::firewall::{self, Fill};
 
-/// Nobody looks at more packets of one place: a flood is no reason to run out of memory.
+/// At most this many packets of one place are kept: a flood must not use up the memory.
 const MOST: usize = 4096;
 
 /// Which network namespace.

@@ -495,7 +495,7 @@ fn what_an_app_says_to_it_and_what_becomes_of_that() {
             "arrives at web port 8080, but its answer is dropped in the sidecar by table ip lrpns, chain forward, the rule \
              with handle 6",
         ),
-        // One of another app's port is no answer.
+        // What another app sends is not taken for the answer.
         row(
             &then(
                 "sidecar synack 172.18.0.11:8080>172.18.0.1:4000 in tracked routing forwarded leaves",

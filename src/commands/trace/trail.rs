@@ -132,8 +132,7 @@ impl Case<'_> {
                 && self.is_clients(seen.headers.source.ip(), family)
         };
         let dials = || {
-            let all = places.iter().flat_map(|place| {
-                let place: &'s Sight = place;
+            let all = places.iter().copied().flat_map(|place| {
                 let seen = place.seen.iter();
                 seen.map(move |seen| (place, seen))
             });

@@ -352,8 +352,8 @@ const CHANGES_OF_USER: [&str; 12] = [
     "chroot",
 ];
 
-/// What Landlock is asked about of ports.
-const OF_ADDRESSES: [&str; 2] = ["bind", "connect"];
+/// The calls by which a socket gets an address or is connected to one: Landlock refuses them by their port.
+pub const OF_ADDRESSES: [&str; 2] = ["bind", "connect"];
 
 /// Whether an app of this profile may have a socket of NETLINK_ROUTE.
 #[must_use]
